@@ -1,0 +1,11 @@
+"""fastmtl: fast multi-task learning on the CPU."""
+
+__version__ = "0.1.0"
+
+from fastmtl.config import get_config, show_config
+
+__all__ = [
+    "__version__",
+    "get_config",
+    "show_config",
+]

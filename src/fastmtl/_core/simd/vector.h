@@ -1,0 +1,53 @@
+/* The vector type of one (target, dtype), and the few operations on it that C's operators lack. */
+#if VEC_BYTES
+typedef real NAME(vec_t) __attribute__((vector_size(VEC_BYTES)));
+typedef real NAME(vec_unaligned_t) __attribute__((vector_size(VEC_BYTES), aligned(sizeof(real)), may_alias));
+typedef INT_LANE NAME(ivec_t) __attribute__((vector_size(VEC_BYTES)));
+#define LANES ((int)(VEC_BYTES / sizeof(real)))
+#else
+typedef real NAME(vec_t);
+typedef real NAME(vec_unaligned_t);
+typedef INT_LANE NAME(ivec_t);
+#define LANES 1
+#endif
+#define vec NAME(vec_t)
+#define ivec NAME(ivec_t)
+
+#define load NAME(load_)
+#define store NAME(store_)
+#define splat NAME(splat_)
+#define sum_lanes NAME(sum_lanes_)
+#define dot NAME(dot_)
+
+static inline vec load(const real *p) { return *(const NAME(vec_unaligned_t) *)p; }
+static inline void store(real *p, vec v) { *(NAME(vec_unaligned_t) *)p = v; }
+#if VEC_BYTES
+static inline vec splat(real a) { return a - (vec){0}; }
+static inline real sum_lanes(vec v) {
+    real buffer[LANES];
+    memcpy(buffer, &v, sizeof v);
+    for (int half = LANES / 2; half > 0; half /= 2)
+        for (int i = 0; i < half; i++) buffer[i] += buffer[i + half];
+    return buffer[0];
+}
+#else
+static inline vec splat(real a) { return a; }
+static inline real sum_lanes(vec v) { return v; }
+#endif
+
+/* x·y over n elements. */
+static inline real dot(const real *x, const real *y, ptrdiff_t n) {
+    vec total_0 = splat(0), total_1 = splat(0);
+    ptrdiff_t i = 0;
+    for (; i + 2 * LANES <= n; i += 2 * LANES) {
+        total_0 += load(x + i) * load(y + i);
+        total_1 += load(x + i + LANES) * load(y + i + LANES);
+    }
+    if (i + LANES <= n) {
+        total_0 += load(x + i) * load(y + i);
+        i += LANES;
+    }
+    real total = sum_lanes(total_0 + total_1);
+    for (; i < n; i++) total += x[i] * y[i];
+    return total;
+}
