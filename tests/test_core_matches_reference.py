@@ -57,13 +57,13 @@ def test_names_and_signatures_agree(module_name):
     assert names == public_functions(reference)
     assert names == set(cases)
     for name in names:
-        want = [
-            (p.name, p.default) for p in inspect.signature(getattr(reference, name)).parameters.values()
-        ]
-        got = [
-            (p.name, p.default) for p in inspect.signature(getattr(compiled, name)).parameters.values()
-        ]
-        assert got == want, f"{module_name}.{name}"
+        assert parameters(compiled, name) == parameters(reference, name), f"{module_name}.{name}"
+
+
+def parameters(module, name):
+    return [
+        (p.name, p.default) for p in inspect.signature(getattr(module, name)).parameters.values()
+    ]
 
 
 def flatten(value):

@@ -3,8 +3,10 @@
 __version__ = "0.1.0"
 
 from fastmtl.config import get_config, show_config
+from fastmtl.coupling import TaskCoupling
 
 __all__ = [
+    "TaskCoupling",
     "__version__",
     "get_config",
     "show_config",

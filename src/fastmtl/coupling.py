@@ -1,0 +1,440 @@
+"""How tasks are coupled: one factored covariance between tasks, C = B Bᵀ + diag(κ).
+
+`TaskCoupling` is what every estimator's ``coupling=`` accepts beside a word. It holds the mixing
+matrix B (T, R) and the task-specific variances κ (T,); the solvers see nothing else.
+"""
+
+from __future__ import annotations
+
+import numbers
+from typing import NamedTuple
+
+import numpy as np
+from sklearn.utils import check_array
+
+__all__ = ["Factors", "TaskCoupling", "resolve_coupling"]
+
+WORDS = ("mean", "independent", "pooled")
+
+
+class Factors(NamedTuple):
+    """B and κ for a known number of tasks: C = mixing @ mixing.T + diag(kappa)."""
+
+    mixing: np.ndarray
+    kappa: np.ndarray
+
+    def covariance(self):
+        return self.mixing @ self.mixing.T + np.diag(self.kappa)
+
+
+class TaskCoupling:
+    """A covariance between tasks, in the factored form C = B Bᵀ + diag(κ).
+
+    Task t predicts with ``w_t = Σ_r B[t, r] s_r + v_t``, and the penalty
+    ``½ Σ_r ‖s_r‖² + ½ Σ_t ‖v_t‖² / κ_t``, minimised over the split into the shared ``s_r`` and the
+    task-specific ``v_t``, equals ``½ Σ_ij K_ij w_i·w_j`` with the precision ``K = C⁻¹``.
+
+    Do not call the constructor: use a classmethod, which names what its argument is. A
+    *precision* K with positive off-diagonal entries pushes tasks apart, a *covariance* C with
+    positive off-diagonal entries pulls them together; mixing them up is the usual mistake.
+
+    See Also
+    --------
+    MultiTaskSGDRegressor : takes a coupling, or one of the words ``"mean"``, ``"independent"``
+        and ``"pooled"``.
+
+    References
+    ----------
+    .. [1] T. Evgeniou and M. Pontil, "Regularized multi-task learning", KDD 2004.
+    .. [2] T. Evgeniou, C. Micchelli and M. Pontil, "Learning multiple tasks with kernel methods",
+       JMLR 6, 2005.
+
+    Examples
+    --------
+    >>> from fastmtl import TaskCoupling
+    >>> TaskCoupling.mean(kappa=0.5).covariance(2)
+    array([[1.5, 1. ],
+           [1. , 1.5]])
+    """
+
+    def __init__(self, *, mixing, kappa, description):
+        self._mixing = mixing  # None: no shared part; "ones": one column of ones; or (T, R)
+        self._kappa = kappa  # a number for every task, or (T,)
+        self._description = description
+
+    def __repr__(self):
+        return f"TaskCoupling.{self._description}"
+
+    def __eq__(self, other):
+        return (
+            isinstance(other, TaskCoupling)
+            and self._description == other._description
+            and np.array_equal(np.asarray(self._mixing), np.asarray(other._mixing))
+            and np.array_equal(self._kappa, other._kappa)
+        )
+
+    __hash__ = None
+
+    @classmethod
+    def mean(cls, kappa=1.0):
+        """Tasks vary around one shared vector: ``w_t = w_0 + v_t``.
+
+        Parameters
+        ----------
+        kappa : float or array-like of shape (n_tasks,), default=1.0
+            The variance of the task-specific part relative to the shared one, positive. Small
+            values pull the tasks together, large ones let them part. With the penalty written as
+            ``λ₀‖w_0‖² + λ₁ Σ‖v_t‖²`` it is ``λ₀ / λ₁``.
+
+        Returns
+        -------
+        coupling : TaskCoupling
+
+        Raises
+        ------
+        ValueError
+            If `kappa` is not positive and finite.
+
+        Examples
+        --------
+        >>> from fastmtl import TaskCoupling
+        >>> TaskCoupling.mean(kappa=0.1)
+        TaskCoupling.mean(kappa=0.1)
+        """
+        kappa = _check_kappa(kappa)
+        return cls(mixing="ones", kappa=kappa, description=f"mean(kappa={_short(kappa)})")
+
+    @classmethod
+    def independent(cls, kappa=1.0):
+        """Tasks share nothing: C = diag(κ), exactly one plain model per task.
+
+        Parameters
+        ----------
+        kappa : float or array-like of shape (n_tasks,), default=1.0
+            The prior variance of each task's vector, positive.
+
+        Returns
+        -------
+        coupling : TaskCoupling
+
+        Examples
+        --------
+        >>> from fastmtl import TaskCoupling
+        >>> TaskCoupling.independent().covariance(2)
+        array([[1., 0.],
+               [0., 1.]])
+        """
+        kappa = _check_kappa(kappa)
+        return cls(mixing=None, kappa=kappa, description=f"independent(kappa={_short(kappa)})")
+
+    @classmethod
+    def pooled(cls):
+        """All tasks have one vector: C is all ones.
+
+        Returns
+        -------
+        coupling : TaskCoupling
+
+        Examples
+        --------
+        >>> from fastmtl import TaskCoupling
+        >>> TaskCoupling.pooled().covariance(2)
+        array([[1., 1.],
+               [1., 1.]])
+        """
+        return cls(mixing="ones", kappa=0.0, description="pooled()")
+
+    @classmethod
+    def from_factors(cls, mixing, kappa):
+        """Give B and κ directly: shared basis functions with known mixing weights.
+
+        Parameters
+        ----------
+        mixing : array-like of shape (n_tasks, n_shared)
+            B: how much of each shared vector enters each task.
+        kappa : float or array-like of shape (n_tasks,)
+            Task-specific variances, non-negative; 0 leaves a task with the shared part alone.
+
+        Returns
+        -------
+        coupling : TaskCoupling
+
+        Examples
+        --------
+        >>> from fastmtl import TaskCoupling
+        >>> TaskCoupling.from_factors([[1.0], [-1.0]], kappa=0.5).covariance(2)
+        array([[ 1.5, -1. ],
+               [-1. ,  1.5]])
+        """
+        mixing = check_array(mixing, dtype=np.float64, input_name="mixing", ensure_min_features=0)
+        kappa = _check_kappa(kappa, zero=True)
+        if np.ndim(kappa) and len(kappa) != len(mixing):
+            raise ValueError(
+                f"kappa has {len(kappa)} entries for {len(mixing)} rows of mixing; "
+                "pass one per task, or a number"
+            )
+        return cls(
+            mixing=mixing,
+            kappa=kappa,
+            description=f"from_factors(mixing={mixing.shape}, kappa={_short(kappa)})",
+        )
+
+    @classmethod
+    def from_covariance(cls, C):
+        """Give the covariance between tasks: large positive entries tie tasks together.
+
+        Parameters
+        ----------
+        C : array-like of shape (n_tasks, n_tasks)
+            Symmetric positive semi-definite, in the order of the fitted model's ``tasks_`` (sorted
+            labels). A singular C confines the tasks' vectors to its range.
+
+        Returns
+        -------
+        coupling : TaskCoupling
+            With κ the smallest eigenvalue and B the rest, so C is met to rounding.
+
+        Raises
+        ------
+        ValueError
+            If `C` is not square, symmetric and positive semi-definite; the message names the
+            eigenvalue that fails.
+
+        Examples
+        --------
+        >>> from fastmtl import TaskCoupling
+        >>> TaskCoupling.from_covariance([[2.0, 1.0], [1.0, 2.0]]).covariance(2).round(12)
+        array([[2., 1.],
+               [1., 2.]])
+        """
+        C = _check_psd(C, "C", "covariance")
+        return cls._of_covariance(C, f"from_covariance({C.shape})")
+
+    @classmethod
+    def from_precision(cls, K):
+        """Give K of the norm ``½ Σ_ij K_ij w_i·w_j``: positive entries push tasks apart.
+
+        Parameters
+        ----------
+        K : array-like of shape (n_tasks, n_tasks)
+            Symmetric positive definite, in the order of ``tasks_`` (sorted labels).
+
+        Returns
+        -------
+        coupling : TaskCoupling
+            With covariance ``K⁻¹``.
+
+        Raises
+        ------
+        ValueError
+            If `K` is not square, symmetric and positive definite. A singular K leaves some
+            direction unpenalised: add a ridge, ``K + 1e-3 * np.eye(len(K))``.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from fastmtl import TaskCoupling
+        >>> TaskCoupling.from_precision(np.diag([1.0, 4.0])).covariance(2).round(12)
+        array([[1.  , 0.  ],
+               [0.  , 0.25]])
+        """
+        K = _check_psd(K, "K", "precision")
+        values, vectors = np.linalg.eigh(K)
+        if values[0] <= len(K) * np.finfo(float).eps * max(values[-1], 1e-300):
+            raise ValueError(
+                f"K (precision) is singular: its smallest eigenvalue is {values[0]:.3g}, which "
+                "leaves that direction without a penalty; add a ridge, K + 1e-3 * np.eye(len(K))"
+            )
+        return cls._of_covariance((vectors / values) @ vectors.T, f"from_precision({K.shape})")
+
+    @classmethod
+    def from_graph(cls, A, ridge=1.0):
+        """Give a graph of tasks: the precision is its Laplacian plus a ridge.
+
+        The penalty is ``½ Σ_(i<j) A_ij ‖w_i - w_j‖² + ½ ridge Σ_t ‖w_t‖²``.
+
+        Parameters
+        ----------
+        A : array-like of shape (n_tasks, n_tasks)
+            Symmetric, non-negative edge weights; the diagonal is ignored.
+        ridge : float, default=1.0
+            Positive.
+
+        Returns
+        -------
+        coupling : TaskCoupling
+
+        Examples
+        --------
+        >>> from fastmtl import TaskCoupling
+        >>> TaskCoupling.from_graph([[0, 1], [1, 0]], ridge=1.0).covariance(2).round(3)
+        array([[0.667, 0.333],
+               [0.333, 0.667]])
+        """
+        A = _check_square(A, "A")
+        if not isinstance(ridge, numbers.Real) or not 0 < ridge < np.inf:
+            raise ValueError(f"ridge is {ridge!r}; pass a positive finite number")
+        A = A - np.diag(np.diag(A))
+        if A.size and A.min() < 0:
+            raise ValueError(f"A has a negative edge weight ({A.min():.3g}); weights must be ≥ 0")
+        laplacian = np.diag(A.sum(axis=1)) - A
+        coupling = cls.from_precision(laplacian + ridge * np.eye(len(A)))
+        coupling._description = f"from_graph({A.shape}, ridge={ridge:g})"
+        return coupling
+
+    @classmethod
+    def from_similarity(cls, S):
+        """Give similarities of tasks, taken as a covariance after clipping negative eigenvalues.
+
+        Parameters
+        ----------
+        S : array-like of shape (n_tasks, n_tasks)
+            Symmetric, larger for more alike, for example correlations. It need not be positive
+            semi-definite: negative eigenvalues are set to zero, the nearest such matrix.
+
+        Returns
+        -------
+        coupling : TaskCoupling
+
+        Examples
+        --------
+        >>> from fastmtl import TaskCoupling
+        >>> TaskCoupling.from_similarity([[1.0, 0.8], [0.8, 1.0]]).covariance(2).round(12)
+        array([[1. , 0.8],
+               [0.8, 1. ]])
+        """
+        S = _check_square(S, "S")
+        values, vectors = np.linalg.eigh(S)
+        if values[-1] <= 0:
+            raise ValueError(
+                f"S has no positive eigenvalue (largest {values[-1]:.3g}); similarities must grow "
+                "with likeness"
+            )
+        C = (vectors * np.maximum(values, 0)) @ vectors.T
+        return cls._of_covariance((C + C.T) / 2, f"from_similarity({S.shape})")
+
+    @classmethod
+    def _of_covariance(cls, C, description):
+        values, vectors = np.linalg.eigh(C)
+        floor = max(values[0], 0.0)
+        excess = values - floor
+        keep = excess > len(C) * np.finfo(float).eps * max(values[-1], 1e-300)
+        mixing = vectors[:, keep] * np.sqrt(excess[keep])
+        return cls(
+            mixing=np.ascontiguousarray(mixing),
+            kappa=np.full(len(C), floor),
+            description=description,
+        )
+
+    @property
+    def has_shared_part(self):
+        """Whether tasks share anything (B has a column)."""
+        return self._mixing is not None and (
+            isinstance(self._mixing, str) or self._mixing.shape[1] > 0
+        )
+
+    def factor(self, n_tasks):
+        """Return B and κ for a number of tasks.
+
+        Parameters
+        ----------
+        n_tasks : int
+            At least 1.
+
+        Returns
+        -------
+        factors : Factors
+            A named tuple of ``mixing`` (n_tasks, n_shared) and ``kappa`` (n_tasks,), float64.
+
+        Raises
+        ------
+        ValueError
+            If the coupling was given for another number of tasks.
+
+        Examples
+        --------
+        >>> from fastmtl import TaskCoupling
+        >>> TaskCoupling.mean(0.1).factor(2)
+        Factors(mixing=array([[1.], [1.]]), kappa=array([0.1, 0.1]))
+        """
+        if self._mixing is None:
+            mixing = np.empty((n_tasks, 0))
+        elif isinstance(self._mixing, str):
+            mixing = np.ones((n_tasks, 1))
+        else:
+            mixing = self._mixing
+        given = len(self._kappa) if np.ndim(self._kappa) else len(mixing)
+        if len(mixing) != n_tasks or given != n_tasks:
+            wrong = given if len(mixing) == n_tasks else len(mixing)
+            raise ValueError(
+                f"coupling is {self!r}, made for {wrong} tasks, but the data has {n_tasks}"
+            )
+        kappa = np.broadcast_to(np.asarray(self._kappa, dtype=np.float64), (n_tasks,))
+        return Factors(np.array(mixing, dtype=np.float64, order="C"), np.array(kappa))
+
+    def covariance(self, n_tasks):
+        """Return C = B Bᵀ + diag(κ), of shape (n_tasks, n_tasks).
+
+        Examples
+        --------
+        >>> from fastmtl import TaskCoupling
+        >>> TaskCoupling.independent(2.0).covariance(1)
+        array([[2.]])
+        """
+        return self.factor(n_tasks).covariance()
+
+
+def resolve_coupling(coupling):
+    """Return a `TaskCoupling` for a word or a coupling; refuse anything else, a matrix above all."""
+    if isinstance(coupling, TaskCoupling):
+        return coupling
+    if isinstance(coupling, str) and coupling in WORDS:
+        return getattr(TaskCoupling, coupling)()
+    if isinstance(coupling, np.ndarray | list | tuple):
+        raise ValueError(
+            "coupling is a bare matrix; say what it is: TaskCoupling.from_covariance(C), "
+            ".from_precision(K), .from_graph(A) or .from_similarity(S)"
+        )
+    raise ValueError(
+        f"coupling is {coupling!r}; pass one of {', '.join(map(repr, WORDS))} or a TaskCoupling"
+    )
+
+
+def _short(kappa):
+    return f"{kappa:g}" if np.ndim(kappa) == 0 else f"array of {len(kappa)}"
+
+
+def _check_kappa(kappa, *, zero=False):
+    try:
+        values = np.asarray(kappa, dtype=np.float64)
+    except (TypeError, ValueError):
+        values = np.asarray(np.nan)
+    bad = values < 0 if zero else values <= 0
+    if values.ndim > 1 or not values.size or not np.isfinite(values).all() or bad.any():
+        sign = "non-negative" if zero else "positive"
+        raise ValueError(f"kappa is {kappa!r}; pass a {sign} finite number, or one per task")
+    return float(values) if values.ndim == 0 else values
+
+
+def _check_square(matrix, name):
+    matrix = check_array(matrix, dtype=np.float64, input_name=name)
+    if matrix.shape[0] != matrix.shape[1]:
+        raise ValueError(f"{name} has shape {matrix.shape}; pass a square matrix, one row per task")
+    asymmetry = np.abs(matrix - matrix.T).max()
+    if asymmetry > 1e-8 * max(np.abs(matrix).max(), 1e-300):
+        raise ValueError(
+            f"{name} is not symmetric: entries differ from their mirror by up to {asymmetry:.3g}"
+        )
+    return (matrix + matrix.T) / 2
+
+
+def _check_psd(matrix, name, meaning):
+    matrix = _check_square(matrix, name)
+    values = np.linalg.eigvalsh(matrix)
+    if values[0] < -1e-8 * max(abs(values[-1]), abs(values[0])):
+        raise ValueError(
+            f"{name} ({meaning}) is not positive semi-definite: its smallest eigenvalue is "
+            f"{values[0]:.6g} (number 1 of {len(values)}); did you mean another of "
+            "TaskCoupling.from_covariance, from_precision, from_graph or from_similarity?"
+        )
+    return matrix
