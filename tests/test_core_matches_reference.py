@@ -26,6 +26,8 @@ def modules(package):
 
 
 def public_functions(module):
+    if hasattr(module, "__all__"):
+        return set(module.__all__)
     return {
         name
         for name, value in vars(module).items()
@@ -82,7 +84,7 @@ def assert_same(got, want, dtype, factor, label):
     assert len(got) == len(want), label
     for g, w in zip(got, want):
         assert g.shape == w.shape, label
-        if w.dtype.kind in "iub":
+        if w.dtype.kind in "iubV":
             np.testing.assert_array_equal(g, w, err_msg=label)
         elif w.size:
             finite = np.abs(w[np.isfinite(w)])

@@ -35,6 +35,36 @@ static inline vec splat(real a) { return a; }
 static inline real sum_lanes(vec v) { return v; }
 #endif
 
+/* The first n < LANES elements, the other lanes zero; nothing beyond them is touched. */
+#define load_partial NAME(load_partial_)
+#define store_partial NAME(store_partial_)
+#if TARGET_LEVEL == 2 && IS_F32
+static inline vec load_partial(const real *p, int n) {
+    return (vec)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
+}
+static inline void store_partial(real *p, vec v, int n) {
+    _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), (__m512)v);
+}
+#elif TARGET_LEVEL == 2
+static inline vec load_partial(const real *p, int n) {
+    return (vec)_mm512_maskz_loadu_pd((__mmask8)((1u << n) - 1), p);
+}
+static inline void store_partial(real *p, vec v, int n) {
+    _mm512_mask_storeu_pd(p, (__mmask8)((1u << n) - 1), (__m512d)v);
+}
+#else
+static inline vec load_partial(const real *p, int n) {
+    real buffer[LANES] = {0};
+    for (int i = 0; i < n; i++) buffer[i] = p[i];
+    return load(buffer);
+}
+static inline void store_partial(real *p, vec v, int n) {
+    real buffer[LANES];
+    store(buffer, v);
+    for (int i = 0; i < n; i++) p[i] = buffer[i];
+}
+#endif
+
 /* x·y over n elements. */
 static inline real dot(const real *x, const real *y, ptrdiff_t n) {
     vec total_0 = splat(0), total_1 = splat(0);

@@ -6,4 +6,6 @@
 #undef store
 #undef splat
 #undef sum_lanes
+#undef load_partial
+#undef store_partial
 #undef dot

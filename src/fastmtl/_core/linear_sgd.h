@@ -1,0 +1,62 @@
+/* What the per-sample solvers see: one struct, both dtypes (arrays of `real` are void here). */
+#ifndef FASTMTL_LINEAR_SGD_H
+#define FASTMTL_LINEAR_SGD_H
+#include <stdint.h>
+#include "losses.h"
+#include "simd/levels.h"
+
+/* One observation, packed so that a random draw costs one cache line. */
+typedef struct {
+    int64_t row;
+    double target;    /* number, +1/-1, or position among the task's classes */
+    double weight;    /* multiplies the loss */
+    double curvature; /* squared length of the row in the metric of the parameters */
+    int32_t task;
+    int32_t unused;
+} sgd_sample;
+
+enum { INTERCEPT_NONE, INTERCEPT_SHARED, INTERCEPT_COUPLED, INTERCEPT_FREE };
+
+/* Parameters: `shared` (n_shared, n_classes, stride), `specific` (heads, stride); the coordinate d
+ * of each vector is its intercept. Heads of task t are head_start[t] .. head_start[t + 1]. */
+typedef struct {
+    const void *X; /* dense rows, or the values of CSR */
+    const int32_t *indices;
+    const int64_t *indptr;
+    int64_t row_stride, d, stride;
+    const sgd_sample *samples;
+    const double *mixing, *kappa;
+    /* 1 / P(a draw touches the task), and the same for tasks that have a class */
+    const double *task_rarity, *class_rarity;
+    const int64_t *head_start;
+    const int32_t *head_class;
+    void *shared, *specific;
+    double *intercept; /* (n_classes,), never penalised */
+    int32_t n_shared, n_classes, intercept_kind, softmax;
+    double alpha;
+    point_loss loss;
+    double smoothness; /* bound on the loss's second derivative; 0 switches the damping off */
+    int32_t poisson;
+    double rate_scale, rate_offset, rate_power;
+    /* CSR: the shrinkage of a vector is a factor beside it */
+    double *shared_scale, *specific_scale;
+    /* SAGA: last derivative of each sample and head, and the averages that follow from them */
+    double *memory;
+    int64_t memory_stride, n_samples;
+    void *shared_average, *specific_average;
+    double *intercept_average;
+    const void *shared_spread, *specific_spread;
+    double *scratch; /* 2 * most heads of a task */
+} sgd_problem;
+
+/* Runs the samples in `order`; returns the sum of their weighted losses, each before its step. */
+typedef double (*sgd_function)(const sgd_problem *, const int64_t *order, int64_t count, int64_t step);
+
+typedef struct {
+    sgd_function sgd_dense, sgd_csr, saga_dense, saga_csr;
+} sgd_table;
+
+const sgd_table *sgd_table_f64(int level);
+const sgd_table *sgd_table_f32(int level);
+
+#endif

@@ -1,0 +1,328 @@
+"""Per-sample SGD and SAGA for linear models with shared and task-specific parameters.
+
+The equations are in ``linear_sgd_kernels.h``; here are the doors: arrays in, pointers out, threads.
+"""
+
+from cython.parallel cimport prange
+from libc.stdint cimport int32_t, int64_t, uintptr_t
+
+import numpy as np
+
+from fastmtl._core.cpu cimport simd_level
+
+cdef extern from "linear_sgd.h" nogil:
+    ctypedef struct point_loss:
+        pass
+    point_loss point_loss_of(int code, double parameter, void *user)
+    double point_loss_at(const point_loss *loss, double y, double p, double *gradient)
+    int LOSS_POISSON
+
+    ctypedef struct sgd_sample:
+        int64_t row
+        double target
+        double weight
+        double curvature
+        int32_t task
+        int32_t unused
+
+    ctypedef struct sgd_problem:
+        const void *X
+        const int32_t *indices
+        const int64_t *indptr
+        int64_t row_stride, d, stride
+        const sgd_sample *samples
+        const double *mixing
+        const double *kappa
+        const double *task_rarity
+        const double *class_rarity
+        const int64_t *head_start
+        const int32_t *head_class
+        void *shared
+        void *specific
+        double *intercept
+        int32_t n_shared, n_classes, intercept_kind, softmax
+        double alpha
+        point_loss loss
+        double smoothness
+        int32_t poisson
+        double rate_scale, rate_offset, rate_power
+        double *shared_scale
+        double *specific_scale
+        double *memory
+        int64_t memory_stride, n_samples
+        void *shared_average
+        void *specific_average
+        double *intercept_average
+        const void *shared_spread
+        const void *specific_spread
+        double *scratch
+
+    ctypedef double (*sgd_function)(
+        const sgd_problem *, const int64_t *, int64_t, int64_t) noexcept nogil
+
+    ctypedef struct sgd_table:
+        sgd_function sgd_dense
+        sgd_function sgd_csr
+        sgd_function saga_dense
+        sgd_function saga_csr
+
+    const sgd_table *sgd_table_f64(int level)
+    const sgd_table *sgd_table_f32(int level)
+
+cdef enum:
+    MAX_THREADS = 256
+
+
+cdef const void *_address(array, bint writable):
+    # The buffer behind a contiguous array; the caller keeps the array alive.
+    if not array.flags.c_contiguous or (writable and not array.flags.writeable):
+        raise ValueError("array must be C-contiguous, and writeable where it is an output")
+    cdef uintptr_t address = array.ctypes.data
+    return <const void *>address
+
+
+cdef const sgd_table *_table(array):
+    if array.dtype == np.float64:
+        return sgd_table_f64(simd_level)
+    if array.dtype == np.float32:
+        return sgd_table_f32(simd_level)
+    raise TypeError(f"dtype must be float32 or float64, got {array.dtype}")
+
+
+cdef int _fill(sgd_problem *P, X, const sgd_sample[::1] samples, shared, specific,
+               double[::1] intercept, tuple coupling, tuple heads, tuple loss, tuple penalty,
+               tuple schedule) except -1:
+    if not (X.dtype == shared.dtype == specific.dtype):
+        raise TypeError("X, shared and specific must have one dtype")
+    cdef const double[:, ::1] mixing = coupling[0]
+    cdef const double[::1] kappa = coupling[1]
+    cdef const int64_t[::1] head_start = heads[0]
+    cdef const int32_t[::1] head_class = heads[1]
+    cdef const double[::1] task_rarity = penalty[1]
+    cdef const double[::1] class_rarity = penalty[2]
+    cdef int64_t t
+    P.X = _address(X, False)
+    P.samples = &samples[0] if samples.shape[0] else NULL
+    P.n_samples = samples.shape[0]
+    P.mixing = &mixing[0, 0] if mixing.shape[0] and mixing.shape[1] else NULL
+    P.kappa = &kappa[0]
+    P.task_rarity = &task_rarity[0]
+    P.class_rarity = &class_rarity[0]
+    P.head_start = &head_start[0]
+    P.head_class = &head_class[0]
+    P.shared = <void *>_address(shared, True)
+    P.specific = <void *>_address(specific, True)
+    P.intercept = &intercept[0]
+    P.n_shared = shared.shape[0]
+    P.n_classes = shared.shape[1]
+    P.stride = specific.shape[1]
+    P.alpha = penalty[0]
+    P.intercept_kind = penalty[3]
+    P.softmax = loss[0] < 0
+    cdef uintptr_t user = loss[3]
+    P.loss = point_loss_of(max(0, loss[0]), loss[1], <void *>user)
+    P.smoothness = loss[2]
+    P.poisson = loss[0] == LOSS_POISSON
+    P.rate_scale, P.rate_offset, P.rate_power = schedule[:3]
+    P.memory_stride = 1
+    for t in range(kappa.shape[0]):
+        if head_start[t + 1] - head_start[t] > P.memory_stride:
+            P.memory_stride = head_start[t + 1] - head_start[t]
+    return 0
+
+
+cdef int _fill_dense(sgd_problem *P, X) except -1:
+    P.d = X.shape[1]
+    P.row_stride = X.shape[1]
+    P.indices = NULL
+    P.indptr = NULL
+    return 0
+
+
+cdef int _fill_csr(sgd_problem *P, const int32_t[::1] indices, const int64_t[::1] indptr,
+                   int64_t d) except -1:
+    P.d = d
+    P.row_stride = 0
+    P.indices = &indices[0] if indices.shape[0] else NULL
+    P.indptr = &indptr[0]
+    return 0
+
+
+def _average(parts, weights):
+    return sum(w * p for w, p in zip(weights, parts))
+
+
+cdef double _run(sgd_function function, sgd_problem *P, const int64_t[::1] order, int64_t step,
+                 shared, specific, intercept, const int32_t[::1] owner, int n_threads,
+                 int n_blocks, bint csr) except? -1:
+    """Run `order` on each thread's own tasks; merge the shared part after each of `n_blocks`."""
+    cdef int64_t n = order.shape[0], n_tasks = owner.shape[0], i
+    cdef int k, block
+    cdef double total = 0.0
+    cdef sgd_problem problems[MAX_THREADS]
+    cdef double totals[MAX_THREADS]
+    n_threads = max(1, min(n_threads, MAX_THREADS, <int>n_tasks))
+    scratch = np.zeros((n_threads, 2 * P.memory_stride))
+    shared_scale = np.ones((n_threads, max(1, shared.shape[0] * shared.shape[1])))
+    specific_scale = np.ones(specific.shape[0])
+    cdef double[:, ::1] scratch_view = scratch
+    cdef double[:, ::1] shared_scale_view = shared_scale
+    cdef double[::1] specific_scale_view = specific_scale
+    if n_threads == 1:
+        P.scratch = &scratch_view[0, 0]
+        P.shared_scale = &shared_scale_view[0, 0]
+        P.specific_scale = &specific_scale_view[0]
+        with nogil:
+            total = function(P, &order[0], n, step) if n else 0.0
+        if csr:
+            _multiply_out(shared, shared_scale[0])
+            specific *= specific_scale[:, None].astype(specific.dtype)
+        return total
+
+    orders = _split_order(np.asarray(order), np.asarray(owner), P, n_threads)
+    cdef int64_t[MAX_THREADS] begins, lengths, sizes
+    cdef const int64_t *pieces[MAX_THREADS]
+    cdef const int64_t[::1] piece
+    for k in range(n_threads):
+        piece = orders[k]
+        sizes[k] = piece.shape[0]
+        pieces[k] = &piece[0] if piece.shape[0] else NULL
+    copies = [shared.copy() for _ in range(n_threads)]
+    intercepts = [np.array(intercept) for _ in range(n_threads)]
+    cdef double[::1] intercept_view
+    for k in range(n_threads):
+        problems[k] = P[0]
+        problems[k].shared = <void *>_address(copies[k], True)
+        intercept_view = intercepts[k]
+        problems[k].intercept = &intercept_view[0]
+        problems[k].scratch = &scratch_view[k, 0]
+        problems[k].shared_scale = &shared_scale_view[k, 0]
+        problems[k].specific_scale = &specific_scale_view[0]
+    for block in range(n_blocks):
+        for k in range(n_threads):
+            begins[k] = sizes[k] * block // n_blocks
+            lengths[k] = sizes[k] * (block + 1) // n_blocks - begins[k]
+        for k in prange(n_threads, nogil=True, num_threads=n_threads, schedule="static"):
+            totals[k] = 0.0
+            if lengths[k]:
+                totals[k] = function(&problems[k], pieces[k] + begins[k], lengths[k], step)
+        drawn = sum(lengths[k] for k in range(n_threads))
+        if not drawn:
+            continue
+        for k in range(n_threads):
+            total += totals[k]
+            if csr:
+                _multiply_out(copies[k], shared_scale[k])
+        weights = [lengths[k] / drawn for k in range(n_threads)]
+        shared[...] = _average(copies, weights)
+        np.asarray(intercept)[...] = _average(intercepts, weights)
+        for k in range(n_threads):
+            copies[k][...] = shared
+            intercepts[k][...] = intercept
+        step += drawn // n_threads
+    if csr:
+        specific *= specific_scale[:, None].astype(specific.dtype)
+    return total
+
+
+def _multiply_out(shared, scale):
+    if shared.size:
+        shared *= scale.reshape(shared.shape[0], shared.shape[1], 1).astype(shared.dtype)
+    scale[:] = 1.0
+
+
+cdef _split_order(order, owner, const sgd_problem *P, int n_threads):
+    """Each thread's part of `order`, in the same order: the samples of the tasks it owns."""
+    cdef const int64_t[::1] item = order
+    cdef const int32_t[::1] thread_of = owner
+    cdef int64_t i, n = item.shape[0]
+    codes = np.empty(n, dtype=np.int32)
+    cdef int32_t[::1] code = codes
+    with nogil:
+        for i in range(n):
+            code[i] = thread_of[P.samples[item[i]].task]
+    return [np.ascontiguousarray(order[codes == k]) for k in range(n_threads)]
+
+
+def sgd_dense(X, const sgd_sample[::1] samples, const int64_t[::1] order, shared, specific,
+              intercept, tuple coupling, tuple heads, tuple loss, tuple penalty, tuple schedule,
+              owner, int n_blocks, int n_threads):
+    """Run SGD over the samples in `order` on dense rows; return the sum of weighted losses.
+
+    See :func:`fastmtl.reference.linear_sgd.sgd_dense`.
+    """
+    cdef sgd_problem P
+    _fill(&P, X, samples, shared, specific, intercept, coupling, heads, loss, penalty, schedule)
+    _fill_dense(&P, X)
+    return _run(_table(X).sgd_dense, &P, order, schedule[3], shared, specific, intercept, owner,
+                n_threads, n_blocks, False)
+
+
+def sgd_csr(data, indices, indptr, const sgd_sample[::1] samples, const int64_t[::1] order, shared,
+            specific, intercept, tuple coupling, tuple heads, tuple loss, tuple penalty,
+            tuple schedule, owner, int n_blocks, int n_threads):
+    """The same on CSR rows.
+
+    See :func:`fastmtl.reference.linear_sgd.sgd_csr`.
+    """
+    cdef sgd_problem P
+    _fill(&P, data, samples, shared, specific, intercept, coupling, heads, loss, penalty, schedule)
+    _fill_csr(&P, indices, indptr, P.stride - 1)
+    return _run(_table(data).sgd_csr, &P, order, schedule[3], shared, specific, intercept, owner,
+                n_threads, n_blocks, True)
+
+
+cdef int _fill_saga(sgd_problem *P, memory, averages) except -1:
+    cdef double[:, ::1] last = memory
+    cdef double[::1] intercept_average = averages[2]
+    if last.shape[1] != P.memory_stride or last.shape[0] != P.n_samples:
+        raise ValueError("memory must have a row per sample and a column per head")
+    P.memory = &last[0, 0]
+    P.shared_average = <void *>_address(averages[0], True)
+    P.specific_average = <void *>_address(averages[1], True)
+    P.intercept_average = &intercept_average[0]
+    return 0
+
+
+def saga_dense(X, const sgd_sample[::1] samples, const int64_t[::1] order, shared, specific,
+               intercept, tuple coupling, tuple heads, tuple loss, tuple penalty, tuple schedule,
+               memory, tuple averages):
+    """Run SAGA over the samples in `order` on dense rows; return the sum of weighted losses.
+
+    See :func:`fastmtl.reference.linear_sgd.saga_dense`.
+    """
+    cdef sgd_problem P
+    _fill(&P, X, samples, shared, specific, intercept, coupling, heads, loss, penalty, schedule)
+    _fill_dense(&P, X)
+    _fill_saga(&P, memory, averages)
+    return _run(_table(X).saga_dense, &P, order, 0, shared, specific, intercept,
+                np.zeros(1, dtype=np.int32), 1, 1, False)
+
+
+def saga_csr(data, indices, indptr, const sgd_sample[::1] samples, const int64_t[::1] order, shared,
+             specific, intercept, tuple coupling, tuple heads, tuple loss, tuple penalty,
+             tuple schedule, memory, tuple averages, tuple spreads):
+    """The same on CSR rows; `spreads` are n / (rows that have the coordinate).
+
+    See :func:`fastmtl.reference.linear_sgd.saga_csr`.
+    """
+    cdef sgd_problem P
+    _fill(&P, data, samples, shared, specific, intercept, coupling, heads, loss, penalty, schedule)
+    _fill_csr(&P, indices, indptr, P.stride - 1)
+    _fill_saga(&P, memory, averages)
+    P.shared_spread = _address(spreads[0], False)
+    P.specific_spread = _address(spreads[1], False)
+    return _run(_table(data).saga_csr, &P, order, 0, shared, specific, intercept,
+                np.zeros(1, dtype=np.int32), 1, 1, False)
+
+
+def point_losses(int code, double parameter, const double[::1] target, const double[::1] score,
+                 double[::1] value, double[::1] gradient):
+    """Write the loss of each (target, score) and its derivative in the score."""
+    cdef int64_t i, n = target.shape[0]
+    cdef point_loss loss = point_loss_of(code, parameter, NULL)
+    if not (score.shape[0] == value.shape[0] == gradient.shape[0] == n):
+        raise ValueError("target, score, value and gradient must be of one length")
+    with nogil:
+        for i in range(n):
+            value[i] = point_loss_at(&loss, target[i], score[i], &gradient[i])

@@ -1,0 +1,416 @@
+/* Per-sample SGD and SAGA over shared and task-specific parameters; see linear_sgd.h.
+ *
+ * One sample (x, y) of task t, derivative g of its loss, rate η, λ_t = α / P(task t is drawn), and
+ * likewise λ_c for the tasks that have class c (α itself where all have it):
+ *
+ *   s_r ← (s_r − η B[t,r] g x) / (1 + η λ_c)        v_t ← (v_t − η κ_t g x) / (1 + η λ_t)
+ *
+ * which is SGD in the whitened parameters, with the penalty taken implicitly so that no α is too
+ * large. g is damped by 1 / (1 + η h ‖x‖²_C), h bounding the second derivative of the loss: for the
+ * squared error that is the implicit step itself, and a long row cannot overshoot.
+ */
+#define PREFETCH_AHEAD 6
+#define PREFETCH_LINES 16
+
+/* Σ_i (b s_i + v_i) x_i */
+static inline real NAME(dot_pair)(real b, const real *s, const real *v, const real *x, int64_t d) {
+    vec mix = splat(b), total_0 = splat(0), total_1 = splat(0);
+    int64_t i = 0;
+    for (; i + 2 * LANES <= d; i += 2 * LANES) {
+        total_0 += (mix * load(s + i) + load(v + i)) * load(x + i);
+        total_1 += (mix * load(s + i + LANES) + load(v + i + LANES)) * load(x + i + LANES);
+    }
+    if (i + LANES <= d) {
+        total_0 += (mix * load(s + i) + load(v + i)) * load(x + i);
+        i += LANES;
+    }
+    if (i < d) {
+        int n = (int)(d - i);
+        total_1 += (mix * load_partial(s + i, n) + load_partial(v + i, n)) * load_partial(x + i, n);
+    }
+    return sum_lanes(total_0 + total_1);
+}
+
+static inline real NAME(dot_one)(const real *w, const real *x, int64_t d) {
+    vec total_0 = splat(0), total_1 = splat(0);
+    int64_t i = 0;
+    for (; i + 2 * LANES <= d; i += 2 * LANES) {
+        total_0 += load(w + i) * load(x + i);
+        total_1 += load(w + i + LANES) * load(x + i + LANES);
+    }
+    if (i + LANES <= d) {
+        total_0 += load(w + i) * load(x + i);
+        i += LANES;
+    }
+    if (i < d) total_1 += load_partial(w + i, (int)(d - i)) * load_partial(x + i, (int)(d - i));
+    return sum_lanes(total_0 + total_1);
+}
+
+/* w ← keep w − step x */
+static inline void NAME(shrink_and_step)(real *w, real keep, real step, const real *x, int64_t d) {
+    vec k = splat(keep), g = splat(step);
+    int64_t i = 0;
+    for (; i + LANES <= d; i += LANES) store(w + i, k * load(w + i) - g * load(x + i));
+    if (i < d) {
+        int n = (int)(d - i);
+        store_partial(w + i, k * load_partial(w + i, n) - g * load_partial(x + i, n), n);
+    }
+}
+
+/* SAGA's step on one vector and its average gradient a (m = 1/n):
+ * w ← keep (w − step x − rate a),  a ← a + move x */
+static inline void NAME(saga_step)(real *w, real *a, real keep, real step, real rate, real move,
+                                   const real *x, int64_t d) {
+    vec k = splat(keep), g = splat(step), r = splat(rate), m = splat(move);
+    int64_t i = 0;
+    for (; i + LANES <= d; i += LANES) {
+        vec row = load(x + i), average = load(a + i);
+        store(w + i, k * (load(w + i) - g * row - r * average));
+        store(a + i, average + m * row);
+    }
+    for (; i < d; i++) {
+        w[i] = keep * (w[i] - step * x[i] - rate * a[i]);
+        a[i] += move * x[i];
+    }
+}
+
+/* Derivatives of one sample's loss in its scores; returns the weighted loss. */
+static inline double NAME(derivatives)(const sgd_problem *P, const sgd_sample *z, const double *score,
+                                       double *g, int64_t heads) {
+    if (!P->softmax) {
+        double value = point_loss_at(&P->loss, z->target, score[0], g);
+        g[0] *= z->weight;
+        return z->weight * value;
+    }
+    int64_t own = (int64_t)z->target;
+    double top = score[0], total = 0.0;
+    for (int64_t j = 1; j < heads; j++) top = score[j] > top ? score[j] : top;
+    for (int64_t j = 0; j < heads; j++) total += g[j] = exp(score[j] - top);
+    for (int64_t j = 0; j < heads; j++) g[j] *= z->weight / total;
+    g[own] -= z->weight;
+    return z->weight * (log(total) + top - score[own]);
+}
+
+static inline double NAME(rate_at)(const sgd_problem *P, int64_t step) {
+    double t = P->rate_offset + (double)step;
+    if (P->rate_power == 1.0) return P->rate_scale / t;
+    if (P->rate_power == 0.0) return P->rate_scale;
+    return P->rate_scale / pow(t, P->rate_power);
+}
+
+static inline double NAME(damped)(const sgd_problem *P, const sgd_sample *z, double rate, double g) {
+    double smoothness = P->poisson ? fabs(g) / fmax(z->weight, 1e-300) + z->target : P->smoothness;
+    return 1.0 / (1.0 + rate * smoothness * z->weight * z->curvature);
+}
+
+/* What of an intercept's step a kind takes: how much of g enters, and what is kept. */
+static inline double NAME(task_intercept_gain)(const sgd_problem *P, double kappa) {
+    return P->intercept_kind == INTERCEPT_COUPLED ? kappa : P->intercept_kind == INTERCEPT_FREE;
+}
+
+static inline int NAME(has_common_intercept)(const sgd_problem *P) {
+    return P->intercept_kind == INTERCEPT_SHARED || P->intercept_kind == INTERCEPT_COUPLED;
+}
+
+static double NAME(sgd_dense)(const sgd_problem *P, const int64_t *order, int64_t count, int64_t step) {
+    const real *X = (const real *)P->X;
+    real *shared = (real *)P->shared, *specific = (real *)P->specific;
+    const int64_t d = P->d, stride = P->stride, R = P->n_shared, class_block = stride * P->n_classes;
+    const int coupled = P->intercept_kind == INTERCEPT_COUPLED, common = NAME(has_common_intercept)(P);
+    const int64_t lines = d * (int64_t)sizeof(real) / 64 + 1;
+    const int64_t ahead_lines = lines < PREFETCH_LINES ? lines : PREFETCH_LINES;
+    double *score = P->scratch, *g = P->scratch + P->memory_stride, total = 0.0;
+
+    for (int64_t k = 0; k < count; k++, step++) {
+        if (k + 2 * PREFETCH_AHEAD < count)
+            __builtin_prefetch(P->samples + order[k + 2 * PREFETCH_AHEAD]);
+        if (k + PREFETCH_AHEAD < count) {
+            const sgd_sample *next = P->samples + order[k + PREFETCH_AHEAD];
+            const char *row = (const char *)(X + next->row * P->row_stride);
+            const char *head = (const char *)(specific + P->head_start[next->task] * stride);
+            for (int64_t line = 0; line < ahead_lines; line++) {
+                __builtin_prefetch(row + 64 * line);
+                __builtin_prefetch(head + 64 * line, 1);
+            }
+        }
+        const sgd_sample *sample = P->samples + order[k];
+        const int64_t task = sample->task, first = P->head_start[task];
+        const int64_t heads = P->head_start[task + 1] - first;
+        const real *x = X + sample->row * P->row_stride;
+        const double *mixing = P->mixing + task * R, kappa = P->kappa[task];
+
+        for (int64_t j = 0; j < heads; j++) {
+            const int64_t class_ = P->head_class[first + j];
+            const real *v = specific + (first + j) * stride, *s = shared + class_ * stride;
+            double p = v[d] + (common ? P->intercept[class_] : 0.0);
+            if (R == 1 && kappa > 0) {
+                p += NAME(dot_pair)((real)mixing[0], s, v, x, d) + mixing[0] * s[d];
+            } else {
+                if (kappa > 0) p += NAME(dot_one)(v, x, d);
+                for (int64_t r = 0; r < R; r++, s += class_block)
+                    p += mixing[r] * (NAME(dot_one)(s, x, d) + s[d]);
+            }
+            score[j] = p;
+        }
+        total += NAME(derivatives)(P, sample, score, g, heads);
+
+        const double rate = NAME(rate_at)(P, step);
+        const double damping = rate * NAME(damped)(P, sample, rate, g[0]);
+        const double keep = 1.0 / (1.0 + rate * P->alpha * P->task_rarity[task]);
+        for (int64_t j = 0; j < heads; j++) {
+            const int64_t class_ = P->head_class[first + j];
+            const double move = damping * g[j];
+            const double keep_shared = 1.0 / (1.0 + rate * P->alpha * P->class_rarity[class_]);
+            real *v = specific + (first + j) * stride, *s = shared + class_ * stride;
+            for (int64_t r = 0; r < R; r++, s += class_block) {
+                const double push = keep_shared * mixing[r] * move;
+                NAME(shrink_and_step)(s, (real)keep_shared, (real)push, x, d);
+                if (coupled) s[d] = (real)(keep_shared * s[d] - push);
+            }
+            if (kappa > 0) NAME(shrink_and_step)(v, (real)keep, (real)(keep * kappa * move), x, d);
+            if (coupled) v[d] = (real)(keep * (v[d] - kappa * move));
+            else if (P->intercept_kind == INTERCEPT_FREE) v[d] = (real)(v[d] - move);
+            if (common) P->intercept[class_] -= move;
+        }
+    }
+    return total;
+}
+
+/* Multiplies a scaled vector out, so that its factor is one again. */
+static inline void NAME(unscale)(real *w, double *scale, int64_t n) {
+    const real factor = (real)*scale;
+    if (factor == 1) return;
+    for (int64_t i = 0; i < n; i++) w[i] *= factor;
+    *scale = 1.0;
+}
+
+#define SMALLEST_SCALE 1e-4
+
+static double NAME(sgd_csr)(const sgd_problem *P, const int64_t *order, int64_t count, int64_t step) {
+    const real *data = (const real *)P->X;
+    real *shared = (real *)P->shared, *specific = (real *)P->specific;
+    const int64_t d = P->d, stride = P->stride, R = P->n_shared, class_block = stride * P->n_classes;
+    const int coupled = P->intercept_kind == INTERCEPT_COUPLED, common = NAME(has_common_intercept)(P);
+    double *score = P->scratch, *g = P->scratch + P->memory_stride, total = 0.0;
+
+    for (int64_t k = 0; k < count; k++, step++) {
+        if (k + PREFETCH_AHEAD < count) {
+            const sgd_sample *next = P->samples + order[k + PREFETCH_AHEAD];
+            const int64_t begin = P->indptr[next->row];
+            __builtin_prefetch(data + begin);
+            __builtin_prefetch(P->indices + begin);
+        }
+        const sgd_sample *sample = P->samples + order[k];
+        const int64_t task = sample->task, first = P->head_start[task];
+        const int64_t heads = P->head_start[task + 1] - first;
+        const int64_t begin = P->indptr[sample->row], end = P->indptr[sample->row + 1];
+        const double *mixing = P->mixing + task * R, kappa = P->kappa[task];
+
+        for (int64_t j = 0; j < heads; j++) {
+            const int64_t class_ = P->head_class[first + j];
+            const real *v = specific + (first + j) * stride, *s = shared + class_ * stride;
+            double own = v[d], p = common ? P->intercept[class_] : 0.0;
+            for (int64_t z = begin; z < end; z++) own += (double)v[P->indices[z]] * data[z];
+            p += own * P->specific_scale[first + j];
+            for (int64_t r = 0; r < R; r++, s += class_block) {
+                double part = s[d];
+                for (int64_t z = begin; z < end; z++) part += (double)s[P->indices[z]] * data[z];
+                p += mixing[r] * part * P->shared_scale[r * P->n_classes + class_];
+            }
+            score[j] = p;
+        }
+        total += NAME(derivatives)(P, sample, score, g, heads);
+
+        const double rate = NAME(rate_at)(P, step);
+        const double damping = rate * NAME(damped)(P, sample, rate, g[0]);
+        const double keep = 1.0 / (1.0 + rate * P->alpha * P->task_rarity[task]);
+        for (int64_t j = 0; j < heads; j++) {
+            const int64_t class_ = P->head_class[first + j];
+            const double move = damping * g[j];
+            const double keep_shared = 1.0 / (1.0 + rate * P->alpha * P->class_rarity[class_]);
+            real *v = specific + (first + j) * stride, *s = shared + class_ * stride;
+            for (int64_t r = 0; r < R; r++, s += class_block) {
+                double *scale = P->shared_scale + r * P->n_classes + class_;
+                const double push = mixing[r] * move / *scale;
+                for (int64_t z = begin; z < end; z++) s[P->indices[z]] -= (real)(push * data[z]);
+                if (coupled) s[d] -= (real)push;
+                *scale *= keep_shared;
+                if (*scale < SMALLEST_SCALE) NAME(unscale)(s, scale, stride);
+            }
+            double *scale = P->specific_scale + first + j;
+            if (kappa > 0) {
+                const double push = kappa * move / *scale;
+                for (int64_t z = begin; z < end; z++) v[P->indices[z]] -= (real)(push * data[z]);
+            }
+            const double free_intercept = v[d] * *scale - move;
+            if (coupled) v[d] -= (real)(kappa * move / *scale);
+            *scale *= keep;
+            if (P->intercept_kind == INTERCEPT_FREE) v[d] = (real)(free_intercept / *scale);
+            if (*scale < SMALLEST_SCALE) NAME(unscale)(v, scale, stride);
+            if (common) P->intercept[class_] -= move;
+        }
+    }
+    return total;
+}
+
+/* SAGA (Defazio, Bach and Lacoste-Julien, 2014), the penalty as its proximal step. `specific` is
+ * touched only when its task is drawn, so its average gradient enters n / n_t times as strongly
+ * (task_rarity), which keeps the step unbiased (Leblond, Pedregosa, Lacoste-Julien, 2017).
+ * The averages hold (1/n) Σ B g x and (1/n) Σ_t g x. */
+static double NAME(saga_dense)(const sgd_problem *P, const int64_t *order, int64_t count, int64_t step) {
+    const real *X = (const real *)P->X;
+    real *shared = (real *)P->shared, *specific = (real *)P->specific;
+    real *shared_average = (real *)P->shared_average, *specific_average = (real *)P->specific_average;
+    const int64_t d = P->d, stride = P->stride, R = P->n_shared, class_block = stride * P->n_classes;
+    const int coupled = P->intercept_kind == INTERCEPT_COUPLED, common = NAME(has_common_intercept)(P);
+    const double share = 1.0 / (double)P->n_samples, rate = P->rate_scale;
+    double *score = P->scratch, *g = P->scratch + P->memory_stride, total = 0.0;
+    (void)step;
+
+    for (int64_t k = 0; k < count; k++) {
+        if (k + 2 * PREFETCH_AHEAD < count)
+            __builtin_prefetch(P->samples + order[k + 2 * PREFETCH_AHEAD]);
+        if (k + PREFETCH_AHEAD < count)
+            __builtin_prefetch(X + P->samples[order[k + PREFETCH_AHEAD]].row * P->row_stride);
+        const sgd_sample *sample = P->samples + order[k];
+        const int64_t task = sample->task, first = P->head_start[task];
+        const int64_t heads = P->head_start[task + 1] - first;
+        const real *x = X + sample->row * P->row_stride;
+        const double *mixing = P->mixing + task * R, kappa = P->kappa[task];
+        const double rarity = P->task_rarity[task];
+        double *memory = P->memory + order[k] * P->memory_stride;
+
+        for (int64_t j = 0; j < heads; j++) {
+            const int64_t class_ = P->head_class[first + j];
+            const real *v = specific + (first + j) * stride, *s = shared + class_ * stride;
+            double p = v[d] + (common ? P->intercept[class_] : 0.0) + NAME(dot_one)(v, x, d);
+            for (int64_t r = 0; r < R; r++, s += class_block)
+                p += mixing[r] * (NAME(dot_one)(s, x, d) + s[d]);
+            score[j] = p;
+        }
+        total += NAME(derivatives)(P, sample, score, g, heads);
+
+        const double keep = 1.0 / (1.0 + rate * P->alpha * rarity);
+        for (int64_t j = 0; j < heads; j++) {
+            const int64_t class_ = P->head_class[first + j];
+            const double change = g[j] - memory[j];
+            const double class_rarity = P->class_rarity[class_];
+            const double keep_shared = 1.0 / (1.0 + rate * P->alpha * class_rarity);
+            memory[j] = g[j];
+            real *v = specific + (first + j) * stride, *s = shared + class_ * stride;
+            real *a = shared_average + class_ * stride;
+            for (int64_t r = 0; r < R; r++, s += class_block, a += class_block) {
+                const double push = mixing[r] * change;
+                NAME(saga_step)(s, a, (real)keep_shared, (real)(rate * push),
+                                (real)(rate * class_rarity), (real)(share * push), x, d);
+                if (coupled) {
+                    s[d] = (real)(keep_shared * (s[d] - rate * (push + class_rarity * a[d])));
+                    a[d] += (real)(share * push);
+                }
+            }
+            a = specific_average + (first + j) * stride;
+            if (kappa > 0)
+                NAME(saga_step)(v, a, (real)keep, (real)(rate * kappa * change),
+                                (real)(rate * kappa * rarity), (real)(share * change), x, d);
+            const double gain = NAME(task_intercept_gain)(P, kappa);
+            const double moved = v[d] - rate * gain * (change + rarity * a[d]);
+            v[d] = (real)(coupled ? keep * moved : moved);
+            a[d] += (real)(share * change);
+            if (common) {
+                P->intercept[class_] -= rate * (change + class_rarity * P->intercept_average[class_]);
+                P->intercept_average[class_] += share * change;
+            }
+        }
+    }
+    return total;
+}
+
+/* The same on CSR: a coordinate is touched only where the row has it, so its average and its
+ * shrinkage enter n / (rows that have it) times as strongly (`*_spread`). */
+static double NAME(saga_csr)(const sgd_problem *P, const int64_t *order, int64_t count, int64_t step) {
+    const real *data = (const real *)P->X;
+    real *shared = (real *)P->shared, *specific = (real *)P->specific;
+    real *shared_average = (real *)P->shared_average, *specific_average = (real *)P->specific_average;
+    const real *shared_spread = (const real *)P->shared_spread;
+    const real *specific_spread = (const real *)P->specific_spread;
+    const int64_t d = P->d, stride = P->stride, R = P->n_shared, class_block = stride * P->n_classes;
+    const int coupled = P->intercept_kind == INTERCEPT_COUPLED, common = NAME(has_common_intercept)(P);
+    const double share = 1.0 / (double)P->n_samples, rate = P->rate_scale, alpha = P->alpha;
+    double *score = P->scratch, *g = P->scratch + P->memory_stride, total = 0.0;
+    (void)step;
+
+    for (int64_t k = 0; k < count; k++) {
+        const sgd_sample *sample = P->samples + order[k];
+        const int64_t task = sample->task, first = P->head_start[task];
+        const int64_t heads = P->head_start[task + 1] - first;
+        const int64_t begin = P->indptr[sample->row], end = P->indptr[sample->row + 1];
+        const double *mixing = P->mixing + task * R, kappa = P->kappa[task];
+        const double rarity = P->task_rarity[task];
+        const real *spread = specific_spread + task * stride;
+        double *memory = P->memory + order[k] * P->memory_stride;
+
+        for (int64_t j = 0; j < heads; j++) {
+            const int64_t class_ = P->head_class[first + j];
+            const real *v = specific + (first + j) * stride, *s = shared + class_ * stride;
+            double p = v[d] + (common ? P->intercept[class_] : 0.0);
+            for (int64_t z = begin; z < end; z++) p += (double)v[P->indices[z]] * data[z];
+            for (int64_t r = 0; r < R; r++, s += class_block) {
+                double part = s[d];
+                for (int64_t z = begin; z < end; z++) part += (double)s[P->indices[z]] * data[z];
+                p += mixing[r] * part;
+            }
+            score[j] = p;
+        }
+        total += NAME(derivatives)(P, sample, score, g, heads);
+
+        for (int64_t j = 0; j < heads; j++) {
+            const int64_t class_ = P->head_class[first + j];
+            const double change = g[j] - memory[j];
+            const double class_rarity = P->class_rarity[class_];
+            const real *class_spread = shared_spread + class_ * stride;
+            memory[j] = g[j];
+            real *v = specific + (first + j) * stride, *s = shared + class_ * stride;
+            real *a = shared_average + class_ * stride;
+            for (int64_t r = 0; r < R; r++, s += class_block, a += class_block) {
+                const double push = mixing[r] * change;
+                for (int64_t z = begin; z < end; z++) {
+                    const int32_t i = P->indices[z];
+                    const double often = class_spread[i];
+                    const double moved = s[i] - rate * (push * data[z] + often * a[i]);
+                    s[i] = (real)(moved / (1.0 + rate * alpha * often));
+                    a[i] += (real)(share * push * data[z]);
+                }
+                if (coupled) {
+                    s[d] = (real)((s[d] - rate * (push + class_rarity * a[d])) /
+                                  (1.0 + rate * alpha * class_rarity));
+                    a[d] += (real)(share * push);
+                }
+            }
+            a = specific_average + (first + j) * stride;
+            if (kappa > 0)
+                for (int64_t z = begin; z < end; z++) {
+                    const int32_t i = P->indices[z];
+                    const double often = spread[i];
+                    const double moved = v[i] - rate * kappa * (change * data[z] + often * a[i]);
+                    v[i] = (real)(moved / (1.0 + rate * alpha * often));
+                    a[i] += (real)(share * change * data[z]);
+                }
+            const double gain = NAME(task_intercept_gain)(P, kappa);
+            const double moved = v[d] - rate * gain * (change + rarity * a[d]);
+            v[d] = (real)(coupled ? moved / (1.0 + rate * alpha * rarity) : moved);
+            a[d] += (real)(share * change);
+            if (common) {
+                P->intercept[class_] -= rate * (change + class_rarity * P->intercept_average[class_]);
+                P->intercept_average[class_] += share * change;
+            }
+        }
+    }
+    return total;
+}
+
+static const sgd_table NAME(sgd_table) = {
+    NAME(sgd_dense), NAME(sgd_csr), NAME(saga_dense), NAME(saga_csr),
+};
+#undef PREFETCH_AHEAD
+#undef PREFETCH_LINES
+#undef SMALLEST_SCALE

@@ -1,0 +1,70 @@
+"""The one source of random order: a seeded shuffle (xoshiro256++ seeded by splitmix64)."""
+
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+
+
+cdef inline uint64_t _splitmix(uint64_t *state) noexcept nogil:
+    state[0] += 0x9E3779B97F4A7C15ULL
+    cdef uint64_t z = state[0]
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ULL
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EBULL
+    return z ^ (z >> 31)
+
+
+cdef inline uint64_t _rotate(uint64_t x, int k) noexcept nogil:
+    return (x << k) | (x >> (64 - k))
+
+
+cdef inline uint64_t _next(uint64_t *s) noexcept nogil:
+    cdef uint64_t result = _rotate(s[0] + s[3], 23) + s[0]
+    cdef uint64_t t = s[1] << 17
+    s[2] ^= s[0]
+    s[3] ^= s[1]
+    s[1] ^= s[2]
+    s[0] ^= s[3]
+    s[2] ^= t
+    s[3] = _rotate(s[3], 45)
+    return result
+
+
+cdef inline void _seed(uint64_t *s, uint64_t seed) noexcept nogil:
+    cdef int i
+    for i in range(4):
+        s[i] = _splitmix(&seed)
+
+
+cdef inline uint64_t _below(uint64_t *s, uint64_t bound) noexcept nogil:
+    # Lemire's multiplication of the upper 32 bits; the bias is below bound / 2**32. Beyond 2**31
+    # a plain remainder of 64 bits is as even.
+    if bound < 0x80000000ULL:
+        return ((_next(s) >> 32) * bound) >> 32
+    return _next(s) % bound
+
+
+def shuffle(int64_t[::1] order, uint64_t seed):
+    """Shuffle `order` in place (Fisher and Yates); the same seed gives the same order."""
+    cdef uint64_t s[4]
+    cdef int64_t i, j, n = order.shape[0]
+    if n < 2:
+        return
+    cdef int64_t *item = &order[0]
+    with nogil:
+        _seed(s, seed)
+        for i in range(n - 1, 0, -1):
+            j = <int64_t>_below(s, <uint64_t>i + 1)
+            item[i], item[j] = item[j], item[i]
+
+
+def draw_by_task(int64_t[::1] order, const int64_t[::1] task_start, const int64_t[::1] tasks,
+                 uint64_t seed):
+    """Fill `order`: each entry draws one of `tasks` evenly, then one of its samples evenly."""
+    cdef uint64_t s[4]
+    cdef int64_t i, t, n = order.shape[0]
+    cdef uint64_t n_tasks = <uint64_t>tasks.shape[0]
+    with nogil:
+        _seed(s, seed)
+        for i in range(n):
+            t = tasks[<int64_t>_below(s, n_tasks)]
+            order[i] = task_start[t] + <int64_t>_below(
+                s, <uint64_t>(task_start[t + 1] - task_start[t])
+            )

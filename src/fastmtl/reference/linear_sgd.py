@@ -1,0 +1,417 @@
+"""Per-sample SGD and SAGA for linear models with shared and task-specific parameters.
+
+All solvers take the same description of a problem:
+
+samples : structured array (n,) of `SAMPLE`
+order : int64 (m,), which samples to draw, in order
+shared : (R, K, d + 1), `specific` : (heads, d + 1), `intercept` : float64 (K,)
+    Parameters, changed in place; the last coordinate of a vector is its intercept.
+coupling : (mixing (T, R), kappa (T,))
+heads : (head_start int64 (T + 1,), head_class int32 (heads,))
+    Heads of task t are ``head_start[t]:head_start[t + 1]``; each belongs to one of K classes.
+loss : (code, parameter, smoothness, address)
+    A code of `LOSSES`, or -1 for softmax; `smoothness` bounds the second derivative (0 switches
+    the damping of long rows off); `address` of a user's own C function, or 0.
+penalty : (alpha, task_rarity (T,), class_rarity (K,), intercept_kind)
+    Rarities are 1 / P(a draw touches the task, or a task that has the class).
+schedule : (scale, offset, power, step)
+    The rate at step k is ``scale / (offset + k) ** power``.
+owner : int32 (T,), n_blocks, n_threads
+    Each thread runs the samples of the tasks it owns; the shared part is averaged, weighted by
+    samples, after each block.
+"""
+
+import numpy as np
+
+__all__ = ["point_losses", "saga_csr", "saga_dense", "sgd_csr", "sgd_dense"]
+
+SAMPLE = np.dtype(
+    [
+        ("row", np.int64),
+        ("target", np.float64),
+        ("weight", np.float64),
+        ("curvature", np.float64),
+        ("task", np.int32),
+        ("unused", np.int32),
+    ]
+)
+NONE, SHARED, COUPLED, FREE = range(4)
+POISSON = 5
+
+
+def squared_error(y, p, parameter):
+    return 0.5 * (p - y) ** 2, p - y
+
+
+def huber(y, p, delta):
+    r = p - y
+    if abs(r) <= delta:
+        return 0.5 * r * r, r
+    return delta * (abs(r) - 0.5 * delta), np.sign(r) * delta
+
+
+def epsilon_insensitive(y, p, epsilon):
+    r = p - y
+    return max(0.0, abs(r) - epsilon), np.sign(r) * (abs(r) > epsilon)
+
+
+def squared_epsilon_insensitive(y, p, epsilon):
+    r = p - y
+    excess = max(0.0, abs(r) - epsilon)
+    return excess**2, 2 * np.sign(r) * excess
+
+
+def quantile(y, p, q):
+    r = y - p
+    return max(q * r, (q - 1) * r), (-q if r > 0 else 1 - q if r < 0 else 0.0)
+
+
+def poisson(y, p, parameter):
+    return np.exp(p) - y * p, np.exp(p) - y
+
+
+def hinge(y, p, threshold):
+    return max(0.0, threshold - y * p), (-y if y * p < threshold else 0.0)
+
+
+def squared_hinge(y, p, threshold):
+    slack = max(0.0, threshold - y * p)
+    return slack**2, -2 * y * slack
+
+
+def modified_huber(y, p, parameter):
+    margin = y * p
+    if margin >= 1:
+        return 0.0, 0.0
+    if margin >= -1:
+        return (1 - margin) ** 2, -2 * y * (1 - margin)
+    return -4 * margin, -4 * y
+
+
+def log_loss(y, p, parameter):
+    return np.logaddexp(0.0, -y * p), -y * np.exp(-np.logaddexp(0.0, y * p))
+
+
+LOSSES = (
+    squared_error,
+    huber,
+    epsilon_insensitive,
+    squared_epsilon_insensitive,
+    quantile,
+    poisson,
+    hinge,
+    squared_hinge,
+    modified_huber,
+    log_loss,
+)
+
+
+def point_losses(code, parameter, target, score, value, gradient):
+    """Write the loss of each (target, score) and its derivative in the score."""
+    if not len(target) == len(score) == len(value) == len(gradient):
+        raise ValueError("target, score, value and gradient must be of one length")
+    for i in range(len(target)):
+        value[i], gradient[i] = LOSSES[code](target[i], score[i], parameter)
+
+
+def _derivatives(loss, sample, scores):
+    code, parameter = loss[:2]
+    weight = sample["weight"]
+    if code >= 0:
+        value, gradient = LOSSES[code](sample["target"], scores[0], parameter)
+        return weight * value, np.array([weight * gradient])
+    own = int(sample["target"])
+    top = scores.max()
+    exponentials = np.exp(scores - top)
+    gradient = weight * exponentials / exponentials.sum()
+    gradient[own] -= weight
+    return weight * (np.log(exponentials.sum()) + top - scores[own]), gradient
+
+
+def _scores(x, task, shared, specific, intercept, coupling, heads, kind):
+    mixing, _ = coupling
+    own = slice(heads[0][task], heads[0][task + 1])
+    classes = heads[1][own]
+    w = np.einsum("r,rkj->kj", mixing[task], shared[:, classes].astype(np.float64))
+    w += specific[own]
+    scores = w[:, :-1] @ x + w[:, -1]
+    if kind in (SHARED, COUPLED):
+        scores = scores + intercept[classes]
+    return scores, own, classes
+
+
+def _run_thread(rows, samples, order, shared, specific, intercept, *settings, step):
+    coupling, heads, loss, penalty, schedule = settings
+    mixing, kappa = coupling
+    alpha, task_rarity, class_rarity, kind = penalty
+    total = 0.0
+    for k in order:
+        sample = samples[k]
+        task = sample["task"]
+        x = rows(sample["row"])
+        scores, own, classes = _scores(x, task, shared, specific, intercept, coupling, heads, kind)
+        value, g = _derivatives(loss, sample, scores)
+        total += value
+
+        rate = schedule[0] / (schedule[1] + step) ** schedule[2]
+        smoothness = loss[2]
+        if loss[0] == POISSON:
+            smoothness = abs(g[0]) / max(sample["weight"], 1e-300) + sample["target"]
+        move = rate * g / (1 + rate * smoothness * sample["weight"] * sample["curvature"])
+        keep_shared = 1 / (1 + rate * alpha * class_rarity[classes])
+        keep = 1 / (1 + rate * alpha * task_rarity[task])
+        row = np.append(x, 1.0 if kind == COUPLED else 0.0)
+        for r in range(len(shared)):
+            shared[r, classes] -= mixing[task, r] * np.outer(move, row)
+            shared[r, classes] *= keep_shared[:, None]
+        v = specific[own].astype(np.float64)
+        if kind == FREE:
+            free = v[:, -1] - move
+        v = keep * (v - kappa[task] * np.outer(move, row))
+        if kind == FREE:
+            v[:, -1] = free
+        specific[own] = v
+        if kind in (SHARED, COUPLED):
+            intercept[classes] -= move
+        step += 1
+    return total
+
+
+def _run(rows, samples, order, shared, specific, intercept, *settings, owner, n_blocks, n_threads):
+    step = settings[-1][3]
+    n_threads = max(1, min(n_threads, len(owner)))
+    if n_threads == 1:
+        return _run_thread(rows, samples, order, shared, specific, intercept, *settings, step=step)
+    thread = owner[samples["task"][order]]
+    orders = [order[thread == k] for k in range(n_threads)]
+    total = 0.0
+    for block in range(n_blocks):
+        parts, drawn = [], 0
+        for own in orders:
+            n = len(own)
+            part = own[n * block // n_blocks : n * (block + 1) // n_blocks]
+            copies = shared.copy(), intercept.copy()
+            total += _run_thread(
+                rows, samples, part, copies[0], specific, copies[1], *settings, step=step
+            )
+            parts.append((len(part), *copies))
+            drawn += len(part)
+        if drawn:
+            shared[...] = sum(n / drawn * s for n, s, _ in parts)
+            intercept[...] = sum(n / drawn * b for n, _, b in parts)
+        step += drawn // n_threads
+    return total
+
+
+def _csr_rows(data, indices, indptr, d):
+    def rows(row):
+        x = np.zeros(d)
+        own = slice(indptr[row], indptr[row + 1])
+        x[indices[own]] = data[own]
+        return x
+
+    return rows
+
+
+def sgd_dense(
+    X,
+    samples,
+    order,
+    shared,
+    specific,
+    intercept,
+    coupling,
+    heads,
+    loss,
+    penalty,
+    schedule,
+    owner,
+    n_blocks,
+    n_threads,
+):
+    """Run SGD over the samples in `order` on dense rows; return the sum of weighted losses.
+
+    With g the weighted derivative of the loss, damped by ``1 / (1 + η h w ‖x‖²_C)``:
+    ``s_r ← (s_r − η B[t,r] g x) / (1 + η α)`` and ``v_t ← (v_t − η κ_t g x) / (1 + η α / P(t))``.
+    """
+    return _run(
+        lambda row: X[row].astype(np.float64),
+        samples,
+        order,
+        shared,
+        specific,
+        intercept,
+        coupling,
+        heads,
+        loss,
+        penalty,
+        schedule,
+        owner=owner,
+        n_blocks=n_blocks,
+        n_threads=n_threads,
+    )
+
+
+def sgd_csr(
+    data,
+    indices,
+    indptr,
+    samples,
+    order,
+    shared,
+    specific,
+    intercept,
+    coupling,
+    heads,
+    loss,
+    penalty,
+    schedule,
+    owner,
+    n_blocks,
+    n_threads,
+):
+    """The same on CSR rows."""
+    return _run(
+        _csr_rows(data, indices, indptr, shared.shape[2] - 1),
+        samples,
+        order,
+        shared,
+        specific,
+        intercept,
+        coupling,
+        heads,
+        loss,
+        penalty,
+        schedule,
+        owner=owner,
+        n_blocks=n_blocks,
+        n_threads=n_threads,
+    )
+
+
+def _saga(rows, samples, order, shared, specific, intercept, *settings, memory, averages, spreads):
+    coupling, heads, loss, penalty, schedule = settings
+    mixing, kappa = coupling
+    alpha, task_rarity, class_rarity, kind = penalty
+    shared_average, specific_average, intercept_average = averages
+    rate, n = schedule[0], len(samples)
+    total = 0.0
+    for k in order:
+        sample = samples[k]
+        task = sample["task"]
+        x = rows(sample["row"])
+        scores, own, classes = _scores(x, task, shared, specific, intercept, coupling, heads, kind)
+        value, g = _derivatives(loss, sample, scores)
+        total += value
+        change = g - memory[k, : len(g)]
+        memory[k, : len(g)] = g
+        # How much more seldom than every draw a coordinate is touched; 0 leaves it alone.
+        often = np.tile(class_rarity[classes, None], (1, len(x) + 1))
+        often_own = np.full(len(x) + 1, task_rarity[task])
+        if spreads is not None:
+            often[:, :-1] = np.where(x != 0, spreads[0][classes, :-1], 0.0)
+            often_own[:-1] = np.where(x != 0, spreads[1][task, :-1], 0.0)
+        gradient = np.outer(change, np.append(x, 1.0))
+        shared_gradient = gradient.copy()
+        if kind != COUPLED:
+            shared_gradient[:, -1] = 0.0
+        for r in range(len(shared)):
+            s, a = shared[r, classes], shared_average[r, classes]
+            moved = s - rate * (mixing[task, r] * shared_gradient + often * a)
+            shared[r, classes] = moved / (1 + rate * alpha * often)
+            shared_average[r, classes] = a + mixing[task, r] * shared_gradient / n
+        gain = np.full(len(x) + 1, kappa[task])
+        gain[-1] = {COUPLED: kappa[task], FREE: 1.0}.get(kind, 0.0)
+        shrink = often_own.copy()
+        if kind != COUPLED:
+            shrink[-1] = 0.0
+        v, a = specific[own], specific_average[own]
+        moved = v - rate * gain * (gradient + often_own * a)
+        specific[own] = moved / (1 + rate * alpha * shrink)
+        touched = gradient.copy()
+        if kappa[task] == 0:
+            touched[:, :-1] = 0.0
+        specific_average[own] = a + touched / n
+        if kind in (SHARED, COUPLED):
+            intercept[classes] -= rate * (
+                change + class_rarity[classes] * intercept_average[classes]
+            )
+            intercept_average[classes] += change / n
+    return total
+
+
+def saga_dense(
+    X,
+    samples,
+    order,
+    shared,
+    specific,
+    intercept,
+    coupling,
+    heads,
+    loss,
+    penalty,
+    schedule,
+    memory,
+    averages,
+):
+    """Run SAGA over the samples in `order` on dense rows; return the sum of weighted losses.
+
+    `memory` (n, most heads of a task) holds the last derivatives, `averages` (like shared, specific
+    and intercept) what they average to. With Δ the change of a sample's derivative,
+    ``s_r ← (s_r − η (B[t,r] Δ x + ā_r)) / (1 + η α)``, and the same for ``v_t``, whose average and
+    penalty enter 1 / P(t) times as strongly because only draws of its task touch it.
+    """
+    return _saga(
+        lambda row: X[row].astype(np.float64),
+        samples,
+        order,
+        shared,
+        specific,
+        intercept,
+        coupling,
+        heads,
+        loss,
+        penalty,
+        schedule,
+        memory=memory,
+        averages=averages,
+        spreads=None,
+    )
+
+
+def saga_csr(
+    data,
+    indices,
+    indptr,
+    samples,
+    order,
+    shared,
+    specific,
+    intercept,
+    coupling,
+    heads,
+    loss,
+    penalty,
+    schedule,
+    memory,
+    averages,
+    spreads,
+):
+    """The same on CSR rows; `spreads` are n / (rows that have the coordinate)."""
+    return _saga(
+        _csr_rows(data, indices, indptr, shared.shape[2] - 1),
+        samples,
+        order,
+        shared,
+        specific,
+        intercept,
+        coupling,
+        heads,
+        loss,
+        penalty,
+        schedule,
+        memory=memory,
+        averages=averages,
+        spreads=spreads,
+    )

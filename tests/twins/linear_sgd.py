@@ -1,0 +1,136 @@
+import itertools
+
+import numpy as np
+import scipy.sparse as sp
+
+from fastmtl.reference.linear_sgd import COUPLED, FREE, SAMPLE
+
+# Hundreds of steps, each feeding the next, multiply a rounding error of the scores.
+TOLERANCE = {"sgd_dense": 20, "sgd_csr": 20, "saga_dense": 20, "saga_csr": 20}
+SOFTMAX = -1
+
+
+def problem(rng, dtype, *, d, n_shared, kind, code, sparse):
+    n_tasks, n, n_rows = 4, 60, 37
+    X = rng.normal(size=(n_rows, d))
+    if sparse:
+        X *= rng.random(X.shape) < 0.4
+    softmax = code == SOFTMAX
+    n_classes = 3 if softmax else 1
+    head_class = [[0, 1, 2], [0, 2], [1, 2], [0, 1, 2]] if softmax else [[0]] * n_tasks
+    head_start = np.cumsum([0] + [len(own) for own in head_class])
+    samples = np.zeros(n, dtype=SAMPLE)
+    samples["row"] = rng.integers(n_rows, size=n)
+    samples["task"] = np.sort(rng.integers(n_tasks, size=n))
+    if softmax:
+        most = np.diff(head_start)[samples["task"]]
+        samples["target"] = (rng.random(n) * most).astype(int)
+    elif code >= 6:
+        samples["target"] = rng.choice([-1.0, 1.0], size=n)
+    else:
+        samples["target"] = rng.normal(size=n) if code != 5 else rng.poisson(2, size=n)
+    samples["weight"] = rng.uniform(0.2, 2, size=n)
+    samples["curvature"] = 2 * (X**2).sum(axis=1)[samples["row"]] + 1
+    kappa = rng.uniform(0.1, 1, size=n_tasks)
+    kappa[1] = 0.0
+    arguments = {
+        "samples": samples,
+        "order": rng.integers(n, size=150),
+        "shared": rng.normal(size=(n_shared, n_classes, d + 1)).astype(dtype) / 4,
+        "specific": rng.normal(size=(head_start[-1], d + 1)).astype(dtype) / 4,
+        "intercept": rng.normal(size=n_classes),
+        "coupling": (rng.normal(size=(n_tasks, n_shared)), kappa),
+        "heads": (head_start, np.concatenate(head_class).astype(np.int32)),
+        "loss": (code, 0.3, 1.0, 0),
+        "penalty": (0.05, rng.uniform(1, 9, size=n_tasks), rng.uniform(1, 2, n_classes), kind),
+    }
+    # Parameters that a model does not have are zero, and stay so.
+    if kind != COUPLED:
+        arguments["shared"][:, :, -1] = 0
+    if kind not in (COUPLED, FREE):
+        arguments["specific"][:, -1] = 0
+    without = slice(head_start[1], head_start[2])
+    arguments["specific"][without, : d + (kind != FREE)] = 0
+    X = X.astype(dtype)
+    if sparse:
+        X = sp.csr_matrix(X)
+        return {
+            "data": X.data,
+            "indices": X.indices.astype(np.int32),
+            "indptr": X.indptr.astype(np.int64),
+            **arguments,
+        }
+    return {"X": X, **arguments}
+
+
+def sgd_cases(sparse):
+    def cases(rng, dtype):
+        # Every loss, every kind of intercept, every number of shared vectors, every tail length.
+        for code in range(SOFTMAX, 10):
+            case = problem(
+                rng, dtype, d=3 + code, n_shared=code % 3, kind=code % 4, code=code, sparse=sparse
+            )
+            yield {**case, **schedule(code % 2)}
+        for d, n_shared, kind in itertools.product((1, 8, 28, 33), (0, 1, 2), range(4)):
+            case = problem(rng, dtype, d=d, n_shared=n_shared, kind=kind, code=0, sparse=sparse)
+            yield {**case, **schedule(d % 2)}
+
+    return cases
+
+
+def schedule(power):
+    return {
+        "schedule": (0.05 * 20**power, 20.0, float(power), 3),
+        "owner": np.array([0, 1, 1, 0], dtype=np.int32),
+        "n_blocks": 3,
+        "n_threads": 1,
+    }
+
+
+def saga_cases(sparse):
+    def cases(rng, dtype):
+        for code, kind, n_shared in itertools.product((SOFTMAX, 0, 9), range(4), (0, 1, 2)):
+            d = 2 + 5 * n_shared + kind
+            case = problem(rng, dtype, d=d, n_shared=n_shared, kind=kind, code=code, sparse=sparse)
+            n_heads = int(np.diff(case["heads"][0]).max())
+            case["memory"] = rng.normal(size=(len(case["samples"]), n_heads)) / 9
+            case["averages"] = (
+                np.zeros_like(case["shared"]),
+                np.zeros_like(case["specific"]),
+                np.zeros_like(case["intercept"]),
+            )
+            case["schedule"] = (0.004, 0.0, 0.0, 0)
+            if sparse:
+                n_classes = case["shared"].shape[1]
+                case["spreads"] = (
+                    rng.uniform(1, 3, size=(n_classes, d + 1)).astype(dtype),
+                    rng.uniform(1, 9, size=(4, d + 1)).astype(dtype),
+                )
+            yield case
+
+    return cases
+
+
+def point_losses(rng, dtype):
+    for code in range(10):
+        target = rng.choice([-1.0, 1.0], size=200) if code >= 6 else rng.normal(size=200)
+        score = rng.normal(size=200) * 3
+        score[:3] = target[:3]  # the kinks
+        parameter = 0.3
+        yield {
+            "code": code,
+            "parameter": parameter,
+            "target": target,
+            "score": score,
+            "value": np.zeros(200),
+            "gradient": np.zeros(200),
+        }
+
+
+CASES = {
+    "sgd_dense": sgd_cases(sparse=False),
+    "sgd_csr": sgd_cases(sparse=True),
+    "saga_dense": saga_cases(sparse=False),
+    "saga_csr": saga_cases(sparse=True),
+    "point_losses": point_losses,
+}

@@ -1,0 +1,20 @@
+import numpy as np
+
+
+def shuffle(rng, dtype):
+    for n in (0, 1, 2, 3, 100, 1001):
+        yield {"order": np.arange(n), "seed": int(rng.integers(2**63))}
+
+
+def draw_by_task(rng, dtype):
+    start = np.array([0, 1, 40, 40, 45])
+    for n in (0, 1, 300):
+        yield {
+            "order": np.zeros(n, dtype=np.int64),
+            "task_start": start,
+            "tasks": np.array([0, 1, 3]),
+            "seed": int(rng.integers(2**63)),
+        }
+
+
+CASES = {"shuffle": shuffle, "draw_by_task": draw_by_task}
