@@ -4,8 +4,11 @@ __version__ = "0.1.0"
 
 from fastmtl.config import get_config, show_config
 from fastmtl.coupling import TaskCoupling
+from fastmtl.linear import MultiTaskSGDClassifier, MultiTaskSGDRegressor
 
 __all__ = [
+    "MultiTaskSGDClassifier",
+    "MultiTaskSGDRegressor",
     "TaskCoupling",
     "__version__",
     "get_config",

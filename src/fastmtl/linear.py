@@ -1,0 +1,1301 @@
+"""Linear models with shared and task-specific parameters, trained one random sample at a time.
+
+`MultiTaskSGDRegressor` and `MultiTaskSGDClassifier` turn data into observations, run epochs of the
+compiled solver, and store what came out. The numeric loops are in ``_core.linear_sgd``.
+"""
+
+from __future__ import annotations
+
+import numbers
+import time
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse as sp
+from scipy.special import expit, softmax
+from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.metrics import accuracy_score, r2_score
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted
+
+from fastmtl._core import linear_sgd
+from fastmtl._core import random as core_random
+from fastmtl.config import resolve_threads
+from fastmtl.coupling import resolve_coupling
+from fastmtl.observations import Classes, encode_classes, observe, query
+
+__all__ = ["MultiTaskSGDClassifier", "MultiTaskSGDRegressor"]
+
+# name: (code in the core, bound on the second derivative; None: none, and 1 tames long rows)
+LOSSES = {
+    "squared_error": (0, 1.0),
+    "huber": (1, 1.0),
+    "epsilon_insensitive": (2, None),
+    "squared_epsilon_insensitive": (3, 2.0),
+    "quantile": (4, None),
+    "poisson": (5, None),
+    "hinge": (6, None),
+    "squared_hinge": (7, 2.0),
+    "modified_huber": (8, 2.0),
+    "log_loss": (9, 0.25),
+}
+SOFTMAX = (-1, 0.5)
+INTERCEPTS = {"none": 0, "shared": 1, "coupled": 2, "free": 3}
+SAMPLE = np.dtype(
+    [
+        ("row", np.int64),
+        ("target", np.float64),
+        ("weight", np.float64),
+        ("curvature", np.float64),
+        ("task", np.int32),
+        ("unused", np.int32),
+    ]
+)
+STEPS_PER_CALL = 2_000_000  # well under a second, so that Ctrl-C is heard
+BLOCKS_PER_EPOCH = 16
+
+
+@dataclass
+class _State:
+    """Parameters as the core sees them; the last coordinate of a vector is its intercept."""
+
+    shared: np.ndarray  # (R, K, d + 1)
+    specific: np.ndarray  # (heads, d + 1)
+    intercept: np.ndarray  # (K,)
+    head_start: np.ndarray
+    head_class: np.ndarray
+    steps: int = 0
+
+
+class _MultiTaskSGD(BaseEstimator):
+    def fit(self, X, y, *, tasks=None, sample_weight=None):
+        """Fit the model.
+
+        Parameters
+        ----------
+        X : array-like or sparse matrix of shape (n, d), or list of them
+            float32 and float64 are kept as they come; other dtypes become float64.
+        y : array-like of shape (n,) or (n, n_tasks), or list of arrays
+            Targets: one per row with `tasks`; or a column per task, NaN (or None) where a label is
+            missing; or a list with an array per task for a list X.
+        tasks : array-like of shape (n,), default=None
+            The task label of each row, of any hashable kind. Without it, a 1-D `y` is one task.
+        sample_weight : array-like of shape (n,) or (n, n_tasks), or list, default=None
+            Non-negative. A weight of 2 is the row given twice, a weight of 0 the row left out.
+
+        Returns
+        -------
+        self : object
+
+        Raises
+        ------
+        ValueError
+            If an argument has the wrong shape, kind or values; the message names it.
+        FloatingPointError
+            If the steps diverge. The estimator is left as it was.
+        """
+        self._check_settings()
+        observations = self._observe(X, y, tasks, sample_weight, reset=True)
+        classes = self._encode(observations)
+        warm = getattr(self, "_state", None) if self.warm_start else None
+        state, factors = self._start(observations, classes, warm)
+        result = _train(self, observations, classes, state, factors, self.max_iter)
+        self._store(observations, classes, state, factors, result)
+        return self
+
+    def _partial_fit(self, X, y, tasks, sample_weight, known_classes):
+        self._check_settings()
+        first = not hasattr(self, "_state")
+        known = None if first else self.tasks_
+        observations = self._observe(X, y, tasks, sample_weight, reset=first, known=known)
+        if not first and observations.form != self.input_form_:
+            raise ValueError(
+                f"the data has {observations.form!r} form, but the first call had "
+                f"{self.input_form_!r}; keep to one form"
+            )
+        classes = self._encode(observations, known_classes)
+        state, factors = self._start(observations, classes, None if first else self._state)
+        result = _train(self, observations, classes, state, factors, 1, partial=True)
+        self._store(observations, classes, state, factors, result)
+        return self
+
+    def _check_settings(self):
+        _check_number(self, "alpha", low=0.0)
+        _check_number(self, "tol", low=0.0, none=True)
+        _check_number(self, "eta0", low=0.0, open_low=True, none=True)
+        _check_number(self, "power_t")
+        _check_number(self, "max_iter", low=1, integer=True)
+        _check_number(self, "n_iter_no_change", low=1, integer=True)
+        _check_word(self, "loss", self._losses)
+        _check_word(self, "solver", ("sgd", "saga"))
+        _check_word(self, "sampling", ("uniform", "task"))
+        _check_word(self, "task_intercept", ("coupled", "free", "shared"))
+        _check_word(self, "unseen_tasks", ("shared", "error"))
+        _check_word(self, "learning_rate", ("auto", "constant", "invscaling", "optimal"))
+        if self.learning_rate in ("constant", "invscaling") and self.eta0 is None:
+            raise ValueError(
+                f"eta0 is None; learning_rate={self.learning_rate!r} needs a positive eta0"
+            )
+        if self.learning_rate == "optimal" and self.alpha == 0:
+            raise ValueError("alpha is 0; learning_rate='optimal' needs a positive alpha")
+        if self.solver == "saga" and LOSSES[self.loss][1] is None:
+            smooth = [name for name in self._losses if LOSSES[name][1] is not None]
+            raise ValueError(
+                f"loss is {self.loss!r}, whose derivative has no bounded slope; solver='saga' "
+                f"takes {', '.join(map(repr, smooth))}"
+            )
+        resolve_coupling(self.coupling)
+        resolve_threads(self.n_threads)
+
+    def _observe(self, X, y, tasks, sample_weight, *, reset, known=None):
+        return observe(
+            self,
+            X,
+            y,
+            tasks=tasks,
+            sample_weight=sample_weight,
+            classification=self._classification,
+            reset=reset,
+            known=known,
+        )
+
+    def _start(self, observations, classes, previous):
+        """Parameters to start from: zero, or those of an earlier fit with room for new tasks."""
+        d = observations.X.shape[1]
+        n_tasks = observations.n_tasks
+        factors = resolve_coupling(self.coupling).factor(n_tasks)
+        if classes.binary:
+            n_classes, per_task = 1, [np.zeros(1, dtype=np.int32)] * n_tasks
+        else:
+            n_classes, per_task = len(classes.classes), classes.task_classes
+        head_start = np.concatenate([[0], np.cumsum([len(own) for own in per_task])])
+        head_class = np.concatenate(per_task).astype(np.int32)
+        dtype = observations.X.dtype
+        shared = np.zeros((factors.mixing.shape[1], n_classes, d + 1), dtype=dtype)
+        specific = np.zeros((len(head_class), d + 1), dtype=dtype)
+        intercept = np.zeros(n_classes)
+        steps = 0
+        if previous is not None:
+            kept = len(previous.head_class)
+            if (
+                previous.shared.shape != shared.shape
+                or len(head_class) < kept
+                or not np.array_equal(previous.head_class, head_class[:kept])
+            ):
+                raise ValueError(
+                    "the earlier fit had another coupling, other features or other classes; "
+                    "fit anew (warm_start=False)"
+                )
+            shared[...] = previous.shared
+            specific[:kept] = previous.specific
+            intercept[...] = previous.intercept
+            steps = previous.steps
+        state = _State(shared, specific, intercept, head_start.astype(np.int64), head_class, steps)
+        if previous is None and self.fit_intercept:
+            self._start_intercept(state, observations, classes)
+        return state, factors
+
+    def _intercept_kind(self):
+        if not self.fit_intercept:
+            return "none"
+        if self.task_intercept == "coupled" and not resolve_coupling(self.coupling).has_shared_part:
+            return "free"
+        return self.task_intercept
+
+    def _start_intercept(self, state, observations, classes):
+        if not classes.binary:
+            return
+        kind = self._intercept_kind()
+        start = self._constant_score(classes.code, observations.weight)
+        if kind == "free":
+            bounds = observations.task_start
+            for t in range(observations.n_tasks):
+                own = slice(bounds[t], bounds[t + 1])
+                if bounds[t + 1] > bounds[t] and observations.weight[own].sum() > 0:
+                    state.specific[t, -1] = self._constant_score(
+                        classes.code[own], observations.weight[own]
+                    )
+        else:
+            state.intercept[0] = start
+
+    def _store(self, observations, classes, state, factors, result):
+        self._state = state
+        self._classes = classes
+        self.tasks_ = observations.tasks
+        self.n_tasks_ = observations.n_tasks
+        self.input_form_ = observations.form
+        self.mixing_ = factors.mixing
+        self.kappa_ = factors.kappa
+        self.n_iter_ = result["n_iter"]
+        self.history_ = result["history"]
+        self.t_ = state.steps
+
+    @property
+    def shared_coef_(self):
+        """Shared vectors s_r: (R, d), or (R, n_classes, d) with softmax."""
+        check_is_fitted(self, "tasks_")
+        shared = self._state.shared[:, :, :-1]
+        return shared[:, 0] if self._one_output else shared
+
+    @property
+    def task_coef_(self):
+        """Task-specific vectors v_t: (T, d), or with softmax a list of (n_classes_t, d)."""
+        check_is_fitted(self, "tasks_")
+        return self._by_task(self._state.specific[:, :-1])
+
+    @property
+    def coef_(self):
+        """w_t = Σ_r B[t, r] s_r + v_t: (T, d), or with softmax a list of (n_classes_t, d)."""
+        check_is_fitted(self, "tasks_")
+        return self._by_task(self._weights()[:, :-1])
+
+    @property
+    def intercept_(self):
+        """Intercepts, shared and task-specific parts together: (T,), or with softmax a list."""
+        check_is_fitted(self, "tasks_")
+        return self._by_task(self._weights()[:, -1])
+
+    @property
+    def _one_output(self):
+        return self._classes.binary
+
+    def _by_task(self, heads):
+        if self._one_output:
+            return heads
+        parts = np.split(heads, self._state.head_start[1:-1])
+        return parts[0] if self.input_form_ == "single" else parts
+
+    def _weights(self):
+        """All heads with their intercepts, (heads, d + 1)."""
+        state = self._state
+        task_of_head = np.repeat(np.arange(self.n_tasks_), np.diff(state.head_start))
+        weights = state.specific.copy()
+        for r in range(len(state.shared)):
+            weights += (
+                self.mixing_[task_of_head, r, None] * state.shared[r, state.head_class]
+            ).astype(weights.dtype)
+        weights[:, -1] += state.intercept[state.head_class].astype(weights.dtype)
+        return weights
+
+    def _shared_weights(self):
+        """What a task never seen is predicted with: (K, d + 1), the mean task's shared part."""
+        state = self._state
+        weights = np.einsum("r,rkj->kj", self.mixing_.mean(axis=0), state.shared)
+        weights[:, -1] += state.intercept
+        return weights
+
+    def _scores(self, X, tasks):
+        """Scores of queries: (n,) or (n, K), or for the matrix form (n, heads)."""
+        check_is_fitted(self, "tasks_")
+        queries = query(self, X, tasks=tasks)
+        X, weights = queries.X, self._weights().astype(queries.X.dtype, copy=False)
+        if queries.task is None:
+            return queries, np.asarray(X @ weights[:, :-1].T) + weights[:, -1]
+        if self._one_output:
+            unseen = self._shared_weights()[0].astype(weights.dtype)
+            return queries, _rowwise(X, np.vstack([weights, unseen]), queries.task)
+        state = self._state
+        scores = np.full((X.shape[0], len(state.intercept)), -np.inf, dtype=weights.dtype)
+        for t in np.unique(queries.task):
+            rows = np.flatnonzero(queries.task == t)
+            if t < 0:
+                own, columns = self._shared_weights().astype(weights.dtype), slice(None)
+            else:
+                heads = slice(state.head_start[t], state.head_start[t + 1])
+                own, columns = weights[heads], state.head_class[heads]
+            part = np.asarray(X[rows] @ own[:, :-1].T) + own[:, -1]
+            scores[np.ix_(rows, np.arange(scores.shape[1])[columns])] = part
+        return queries, scores
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        tags.target_tags.multi_output = True
+        tags.target_tags.single_output = True
+        return tags
+
+
+class MultiTaskSGDRegressor(RegressorMixin, _MultiTaskSGD):
+    """Linear regression on many related tasks, by per-sample stochastic gradient descent.
+
+    Task t predicts ``x · w_t + b_t`` with ``w_t = Σ_r B[t, r] s_r + v_t``: vectors ``s_r`` shared by
+    all tasks and a task's own ``v_t``. The fit minimises
+
+        ``(1/n) Σ_t task_weight_t Σ_i weight_i loss(y_i, x_i·w_t + b_t)
+        + alpha (½ Σ_r ‖s_r‖² + ½ Σ_t ‖v_t‖² / κ_t)``
+
+    where n is the number of labels (each counted by its sample weight). Use it where tasks are many
+    and each has too little data for a model of its own.
+
+    Parameters
+    ----------
+    loss : str, default="squared_error"
+        ``"squared_error"`` (½(y−p)²), ``"huber"``, ``"epsilon_insensitive"``,
+        ``"squared_epsilon_insensitive"``, ``"quantile"`` or ``"poisson"`` (log link; `predict`
+        returns rates). Where there is no derivative the smallest subgradient is taken.
+    alpha : float, default=1e-4
+        Strength of the penalty, non-negative.
+    coupling : {"mean", "independent", "pooled"} or TaskCoupling, default="mean"
+        How tasks share: ``"mean"`` is one shared vector plus a task's own, ``"independent"`` is one
+        model per task, ``"pooled"`` one model for all.
+    solver : {"sgd", "saga"}, default="sgd"
+        ``"sgd"`` is fast to a good model; ``"saga"`` [2]_ converges linearly to the exact minimum
+        of a smooth loss, at twice the time per epoch and one number per label of memory.
+    sampling : {"uniform", "task"}, default="uniform"
+        How ``"sgd"`` draws: a shuffle of all samples per epoch, or a task first, then one of its
+        samples. The objective is the same; ``"task"`` attends sooner to small tasks.
+    task_weight : None, "balanced", dict or array-like of shape (n_tasks,), default=None
+        The weight of each task's loss, which is a *sum* over its samples: large tasks count more.
+        ``"balanced"`` gives ``n / (n_tasks * n_t)``, that is, all tasks' *mean* losses count alike.
+    fit_intercept : bool, default=True
+        Whether to have intercepts.
+    task_intercept : {"coupled", "free", "shared"}, default="coupled"
+        The shared intercept is never penalised. A task's own is shrunk toward it like any
+        coefficient (``"coupled"``), not penalised (``"free"``), or absent (``"shared"``). Where the
+        coupling shares nothing, ``"coupled"`` means ``"free"``.
+    epsilon : float, default=0.1
+        Threshold of ``"huber"`` and the ``epsilon_insensitive`` losses, in units of y.
+    quantile : float, default=0.5
+        The quantile of ``loss="quantile"``, in (0, 1).
+    max_iter : int, default=1000
+        The most epochs.
+    tol : float or None, default=1e-4
+        Stop when the objective's relative change stays below `tol` for `n_iter_no_change` epochs.
+        None runs `max_iter` epochs.
+    n_iter_no_change : int, default=5
+        See `tol`.
+    learning_rate : {"auto", "constant", "invscaling", "optimal"}, default="auto"
+        ``"auto"`` starts at the inverse mean curvature, decays as the penalty allows, and damps the
+        step of long rows, so it needs no tuning and does not diverge. The others are
+        scikit-learn's: ``eta0``, ``eta0 / t**power_t`` and ``1 / (alpha (t0 + t))``.
+    eta0 : float or None, default=None
+        First rate; needed by ``"constant"`` and ``"invscaling"``, optional for ``"auto"``.
+    power_t : float, default=0.25
+        Exponent of ``"invscaling"``.
+    task_column : int, str or None, default=None
+        The column of X that holds the task labels, so that pipelines and searches need not route
+        `tasks`.
+    unseen_tasks : {"shared", "error"}, default="shared"
+        A task not seen in training is predicted with the shared part alone, or refused.
+    warm_start : bool, default=False
+        Start `fit` from the last solution.
+    n_threads : int or None, default=1
+        Threads of ``"sgd"``; each owns whole tasks, and the shared part is averaged several times
+        an epoch. The result depends on the number of threads, not on timing. None and -1 take all
+        cores.
+    random_state : int, RandomState or None, default=None
+        Seed of the order of samples.
+    verbose : int, default=0
+        1 shows a progress bar (needs the extra ``progress``).
+
+    Attributes
+    ----------
+    coef_ : ndarray of shape (n_tasks, d)
+        w_t.
+    intercept_ : ndarray of shape (n_tasks,)
+    shared_coef_ : ndarray of shape (R, d)
+        s_r.
+    task_coef_ : ndarray of shape (n_tasks, d)
+        v_t.
+    tasks_ : ndarray of shape (n_tasks,)
+        Task labels: sorted, or column numbers of Y, or positions in the list.
+    mixing_, kappa_ : ndarray of shape (n_tasks, R) and (n_tasks,)
+        B and κ of the coupling.
+    n_tasks_, n_iter_, n_features_in_ : int
+    history_ : list of dict
+        Objective and seconds after each epoch.
+
+    See Also
+    --------
+    MultiTaskSGDClassifier : the same for class labels.
+    TaskCoupling : what `coupling` takes beside words.
+
+    References
+    ----------
+    .. [1] T. Evgeniou and M. Pontil, "Regularized multi-task learning", KDD 2004.
+    .. [2] A. Defazio, F. Bach and S. Lacoste-Julien, "SAGA: a fast incremental gradient method",
+       NeurIPS 2014.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastmtl import MultiTaskSGDRegressor
+    >>> rng = np.random.default_rng(0)
+    >>> X = rng.normal(size=(300, 2))
+    >>> shop = rng.integers(3, size=300)
+    >>> y = X @ [1.0, -2.0] + 0.5 * shop
+    >>> model = MultiTaskSGDRegressor(random_state=0).fit(X, y, tasks=shop)
+    >>> model.coef_.round(1)
+    array([[ 1., -2.],
+           [ 1., -2.],
+           [ 1., -2.]])
+    >>> model.predict([[1.0, 1.0]], tasks=[2]).round(1)
+    array([-0.])
+    """
+
+    _classification = False
+    _losses = tuple(LOSSES)[:6]
+
+    def __init__(
+        self,
+        *,
+        loss="squared_error",
+        alpha=1e-4,
+        coupling="mean",
+        solver="sgd",
+        sampling="uniform",
+        task_weight=None,
+        fit_intercept=True,
+        task_intercept="coupled",
+        epsilon=0.1,
+        quantile=0.5,
+        max_iter=1000,
+        tol=1e-4,
+        n_iter_no_change=5,
+        learning_rate="auto",
+        eta0=None,
+        power_t=0.25,
+        task_column=None,
+        unseen_tasks="shared",
+        warm_start=False,
+        n_threads=1,
+        random_state=None,
+        verbose=0,
+    ):
+        self.loss = loss
+        self.alpha = alpha
+        self.coupling = coupling
+        self.solver = solver
+        self.sampling = sampling
+        self.task_weight = task_weight
+        self.fit_intercept = fit_intercept
+        self.task_intercept = task_intercept
+        self.epsilon = epsilon
+        self.quantile = quantile
+        self.max_iter = max_iter
+        self.tol = tol
+        self.n_iter_no_change = n_iter_no_change
+        self.learning_rate = learning_rate
+        self.eta0 = eta0
+        self.power_t = power_t
+        self.task_column = task_column
+        self.unseen_tasks = unseen_tasks
+        self.warm_start = warm_start
+        self.n_threads = n_threads
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def _check_settings(self):
+        super()._check_settings()
+        _check_number(self, "epsilon", low=0.0)
+        _check_number(self, "quantile", low=0.0, high=1.0, open_low=True)
+
+    def partial_fit(self, X, y, *, tasks=None, sample_weight=None):
+        """Run one epoch over a batch; new tasks may appear at any call.
+
+        Parameters
+        ----------
+        X, y, tasks, sample_weight
+            As in :meth:`fit`, in the same form at every call.
+
+        Returns
+        -------
+        self : object
+
+        Raises
+        ------
+        ValueError
+            As in :meth:`fit`, or if the form or the number of features changes.
+        """
+        return self._partial_fit(X, y, tasks, sample_weight, None)
+
+    def _encode(self, observations, known=None):
+        if self.loss == "poisson" and observations.target.min() < 0:
+            raise ValueError(
+                f"y has a negative entry ({observations.target.min():.3g}); "
+                "loss='poisson' needs counts or rates, y ≥ 0"
+            )
+        return Classes(np.zeros(1), [np.zeros(1)] * observations.n_tasks, True, observations.target)
+
+    def _loss_setting(self, classes):
+        code, smoothness = LOSSES[self.loss]
+        parameter = self.quantile if self.loss == "quantile" else self.epsilon
+        return code, float(parameter), smoothness
+
+    def _constant_score(self, target, weight):
+        if self.loss == "quantile":
+            return float(np.quantile(target, self.quantile))
+        mean = float(np.average(target, weights=weight))
+        return np.log(max(mean, 1e-6)) if self.loss == "poisson" else mean
+
+    def predict(self, X, *, tasks=None):
+        """Predict targets.
+
+        Parameters
+        ----------
+        X : array-like or sparse matrix of shape (n, d), or list of them
+        tasks : array-like of shape (n,), default=None
+            The task label of each row. Without it, a model fitted on Y (n, n_tasks) predicts all
+            tasks for each row.
+
+        Returns
+        -------
+        y : ndarray of shape (n,) or (n, n_tasks), or list of ndarray
+            In the form of the input, with the dtype of X.
+
+        Raises
+        ------
+        ValueError
+            If `tasks` is missing, or names unseen tasks with ``unseen_tasks="error"``.
+        """
+        queries, scores = self._scores(X, tasks)
+        if self.loss == "poisson":
+            scores = np.exp(scores)
+        return _in_form(scores, queries)
+
+    def score(self, X, y, sample_weight=None, *, tasks=None):
+        """Coefficient of determination R².
+
+        Parameters
+        ----------
+        X, y, tasks
+            As in :meth:`fit`. Over Y (n, n_tasks) it is the mean of the tasks' R², missing labels
+            left out; in the other forms one R² over all rows.
+        sample_weight : array-like of shape (n,), default=None
+
+        Returns
+        -------
+        score : float
+        """
+        predicted = self.predict(X, tasks=tasks)
+        return _score(r2_score, y, predicted, sample_weight)
+
+
+class MultiTaskSGDClassifier(ClassifierMixin, _MultiTaskSGD):
+    """Linear classification on many related tasks, by per-sample stochastic gradient descent.
+
+    The model and the objective are those of :class:`MultiTaskSGDRegressor`; the loss is that of a
+    classifier. Where each task has two classes there is one score per task; with more, each task has
+    a softmax over its own classes, and tasks that have a class in common share its vector. It takes
+    Y of shape (n, n_tasks) where ``MultiOutputClassifier(LogisticRegression())`` does.
+
+    In the long and the list form all tasks draw on one set of labels; with two labels in all, each
+    task has both. In the matrix form each column has its own. A task in which one class only was
+    seen is given all classes of the data, and leans on the shared part.
+
+    Parameters
+    ----------
+    loss : str, default="log_loss"
+        ``"log_loss"``, ``"hinge"``, ``"squared_hinge"`` or ``"modified_huber"``. More than two
+        classes per task need ``"log_loss"``, which is then the softmax's cross-entropy.
+    alpha : float, default=1e-4
+        Strength of the penalty, non-negative.
+    coupling : {"mean", "independent", "pooled"} or TaskCoupling, default="mean"
+        How tasks share; see :class:`MultiTaskSGDRegressor`.
+    solver : {"sgd", "saga"}, default="sgd"
+        ``"saga"`` converges to the exact minimum of a smooth loss.
+    sampling : {"uniform", "task"}, default="uniform"
+        Draw samples evenly, or a task first.
+    task_weight : None, "balanced", dict or array-like of shape (n_tasks,), default=None
+        Weights of the tasks' summed losses; ``"balanced"`` weighs their means alike.
+    class_weight : None or "balanced" or dict, default=None
+        Weights of classes, by label, multiplied with `sample_weight`; ``"balanced"`` gives
+        ``n_t / (n_classes_t * count)`` within each task.
+    fit_intercept : bool, default=True
+    task_intercept : {"coupled", "free", "shared"}, default="coupled"
+        See :class:`MultiTaskSGDRegressor`.
+    max_iter : int, default=1000
+    tol : float or None, default=1e-4
+    n_iter_no_change : int, default=5
+    learning_rate : {"auto", "constant", "invscaling", "optimal"}, default="auto"
+    eta0 : float or None, default=None
+    power_t : float, default=0.25
+    task_column : int, str or None, default=None
+    unseen_tasks : {"shared", "error"}, default="shared"
+    warm_start : bool, default=False
+    n_threads : int or None, default=1
+    random_state : int, RandomState or None, default=None
+    verbose : int, default=0
+        As in :class:`MultiTaskSGDRegressor`.
+
+    Attributes
+    ----------
+    classes_ : ndarray, or list of ndarray
+        The class labels; for Y (n, n_tasks) a list with those of each task.
+    task_classes_ : list of ndarray
+        The class labels of each task, in every form.
+    coef_, intercept_, shared_coef_, task_coef_
+        As in :class:`MultiTaskSGDRegressor`; with softmax `coef_`, `task_coef_` and `intercept_`
+        are lists with (n_classes_t, d) and (n_classes_t,) for each task, and `shared_coef_` is
+        (R, n_classes, d).
+    tasks_, n_tasks_, n_iter_, history_, mixing_, kappa_, n_features_in_
+        As in :class:`MultiTaskSGDRegressor`.
+
+    See Also
+    --------
+    MultiTaskSGDRegressor : the same for numbers, with the parameters in full.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastmtl import MultiTaskSGDClassifier
+    >>> rng = np.random.default_rng(0)
+    >>> X = rng.normal(size=(200, 2))
+    >>> Y = np.column_stack([X[:, 0] > 0, X[:, 0] + X[:, 1] > 0])
+    >>> model = MultiTaskSGDClassifier(random_state=0).fit(X, Y)
+    >>> model.predict([[2.0, -1.0], [-2.0, 1.0]])
+    array([[ True,  True],
+           [False, False]])
+    >>> [p.shape for p in model.predict_proba(X)]
+    [(200, 2), (200, 2)]
+    """
+
+    _classification = True
+    _losses = tuple(LOSSES)[6:]
+
+    def __init__(
+        self,
+        *,
+        loss="log_loss",
+        alpha=1e-4,
+        coupling="mean",
+        solver="sgd",
+        sampling="uniform",
+        task_weight=None,
+        class_weight=None,
+        fit_intercept=True,
+        task_intercept="coupled",
+        max_iter=1000,
+        tol=1e-4,
+        n_iter_no_change=5,
+        learning_rate="auto",
+        eta0=None,
+        power_t=0.25,
+        task_column=None,
+        unseen_tasks="shared",
+        warm_start=False,
+        n_threads=1,
+        random_state=None,
+        verbose=0,
+    ):
+        self.loss = loss
+        self.alpha = alpha
+        self.coupling = coupling
+        self.solver = solver
+        self.sampling = sampling
+        self.task_weight = task_weight
+        self.class_weight = class_weight
+        self.fit_intercept = fit_intercept
+        self.task_intercept = task_intercept
+        self.max_iter = max_iter
+        self.tol = tol
+        self.n_iter_no_change = n_iter_no_change
+        self.learning_rate = learning_rate
+        self.eta0 = eta0
+        self.power_t = power_t
+        self.task_column = task_column
+        self.unseen_tasks = unseen_tasks
+        self.warm_start = warm_start
+        self.n_threads = n_threads
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def partial_fit(self, X, y, classes=None, *, tasks=None, sample_weight=None):
+        """Run one epoch over a batch; new tasks may appear at any call.
+
+        Parameters
+        ----------
+        X, y, tasks, sample_weight
+            As in :meth:`fit`, in the same form at every call.
+        classes : array-like, default=None
+            All class labels that will ever come; needed at the first call unless its `y` has them
+            all.
+
+        Returns
+        -------
+        self : object
+
+        Raises
+        ------
+        ValueError
+            As in :meth:`fit`, or if a label is not among the classes of the first call.
+        """
+        if hasattr(self, "_state"):
+            known = self._classes.classes
+            if classes is not None and not np.array_equal(np.unique(classes), known):
+                raise ValueError(
+                    f"classes is {np.unique(classes)!r}, but the first call had {known!r}"
+                )
+        else:
+            known = None if classes is None else np.unique(classes)
+        return self._partial_fit(X, y, tasks, sample_weight, known)
+
+    def _encode(self, observations, known=None):
+        classes = encode_classes(observations, known)
+        if known is not None and len(classes.classes) != len(known):
+            new = np.setdiff1d(classes.classes, known)
+            raise ValueError(
+                f"y has labels {new.tolist()[:5]!r} that are not among classes {known.tolist()!r}; "
+                "pass all labels as classes at the first call of partial_fit"
+            )
+        if not classes.binary and self.loss != "log_loss":
+            raise ValueError(
+                f"loss is {self.loss!r} and a task has more than two classes; use loss='log_loss'"
+            )
+        return classes
+
+    def _loss_setting(self, classes):
+        if not classes.binary:
+            return SOFTMAX[0], 1.0, SOFTMAX[1]
+        code, smoothness = LOSSES[self.loss]
+        return code, 1.0, smoothness
+
+    def _constant_score(self, code, weight):
+        if self.loss != "log_loss":
+            return 0.0
+        share = np.clip(np.average(code > 0, weights=weight), 1e-3, 1 - 1e-3)
+        return float(np.log(share / (1 - share)))
+
+    def _class_weights(self, observations, classes):
+        if self.class_weight is None:
+            return np.ones(len(classes.code))
+        own_position = ((classes.code + 1) / 2 if classes.binary else classes.code).astype(int)
+        start = observations.task_start
+        weights = np.ones(len(own_position))
+        if isinstance(self.class_weight, dict):
+            unknown = set(self.class_weight) - set(classes.classes.tolist())
+            if unknown:
+                raise ValueError(f"class_weight names {unknown!r}, which are not classes of y")
+            by_class = np.array([self.class_weight.get(c, 1.0) for c in classes.classes.tolist()])
+            if not (np.isfinite(by_class).all() and (by_class >= 0).all()):
+                raise ValueError("class_weight must be finite and non-negative")
+        elif self.class_weight != "balanced":
+            raise ValueError(
+                f"class_weight is {self.class_weight!r}; pass None, 'balanced' or a dict"
+            )
+        for t, own in enumerate(classes.task_classes):
+            part = slice(start[t], start[t + 1])
+            if isinstance(self.class_weight, dict):
+                weights[part] = by_class[own][own_position[part]]
+            else:
+                count = np.bincount(
+                    own_position[part], observations.weight[part], minlength=len(own)
+                )
+                scale = count.sum() / (np.count_nonzero(count) * np.maximum(count, 1e-300))
+                weights[part] = scale[own_position[part]]
+        return weights
+
+    def _store(self, observations, classes, state, factors, result):
+        super()._store(observations, classes, state, factors, result)
+        self.task_classes_ = [classes.classes[own] for own in classes.task_classes]
+        self.classes_ = self.task_classes_ if observations.form == "matrix" else classes.classes
+
+    def decision_function(self, X, *, tasks=None):
+        """Scores of the classes.
+
+        Parameters
+        ----------
+        X, tasks
+            As in :meth:`predict`.
+
+        Returns
+        -------
+        scores : ndarray or list of ndarray
+            Two classes per task: (n,), positive for the second class, or (n, n_tasks) in the matrix
+            form. More: (n, n_classes) with -inf for classes that the row's task does not have, or in
+            the matrix form a list with (n, n_classes_t) for each task.
+        """
+        queries, scores = self._scores(X, tasks)
+        if queries.task is None and not self._one_output:
+            return np.split(scores, self._state.head_start[1:-1], axis=1)
+        return _in_form(scores, queries)
+
+    def predict(self, X, *, tasks=None):
+        """Predict class labels.
+
+        Parameters
+        ----------
+        X : array-like or sparse matrix of shape (n, d), or list of them
+        tasks : array-like of shape (n,), default=None
+            The task label of each row. Without it, a model fitted on Y (n, n_tasks) predicts all
+            tasks for each row.
+
+        Returns
+        -------
+        y : ndarray of shape (n,) or (n, n_tasks), or list of ndarray
+        """
+        queries, scores = self._scores(X, tasks)
+        if queries.task is None:
+            columns = []
+            for t, own in enumerate(self.task_classes_):
+                heads = slice(self._state.head_start[t], self._state.head_start[t + 1])
+                part = scores[:, heads]
+                best = (part[:, 0] > 0).astype(int) if self._one_output else part.argmax(axis=1)
+                columns.append(own[best])
+            return np.column_stack(columns)
+        if not self._one_output:
+            return _in_form(self._classes.classes[scores.argmax(axis=1)], queries)
+        pairs = np.array(self._classes.task_classes)
+        unseen = pairs[0] if len(self._classes.classes) == 2 else None
+        if unseen is None and (queries.task < 0).any():
+            raise ValueError(
+                "tasks has unseen labels, and the tasks' classes differ, so theirs are not known"
+            )
+        which = pairs[queries.task, (scores > 0).astype(int)]
+        return _in_form(self._classes.classes[which], queries)
+
+    def predict_proba(self, X, *, tasks=None):
+        """Class probabilities; only with ``loss="log_loss"``.
+
+        Parameters
+        ----------
+        X, tasks
+            As in :meth:`predict`.
+
+        Returns
+        -------
+        proba : ndarray of shape (n, n_classes) or list of ndarray
+            Columns in the order of ``classes_``, zero for classes that the row's task does not
+            have. In the matrix form a list with (n, n_classes_t) for each task.
+
+        Raises
+        ------
+        AttributeError
+            If the loss is not ``"log_loss"``.
+        """
+        if self.loss != "log_loss":
+            raise AttributeError(
+                f"predict_proba needs loss='log_loss', but loss is {self.loss!r}; wrap the model "
+                "in sklearn.calibration.CalibratedClassifierCV"
+            )
+        queries, scores = self._scores(X, tasks)
+        if queries.task is None:
+            if self._one_output:
+                return [_two_columns(scores[:, t]) for t in range(self.n_tasks_)]
+            parts = np.split(scores, self._state.head_start[1:-1], axis=1)
+            return [softmax(part, axis=1) for part in parts]
+        if not self._one_output:
+            return _in_form(softmax(scores, axis=1), queries)
+        proba = np.zeros((len(scores), len(self._classes.classes)), dtype=scores.dtype)
+        pairs = np.array(self._classes.task_classes)[queries.task]
+        np.put_along_axis(proba, pairs, _two_columns(scores), axis=1)
+        return _in_form(proba, queries)
+
+    def score(self, X, y, sample_weight=None, *, tasks=None):
+        """Share of labels predicted right, missing labels left out.
+
+        Parameters
+        ----------
+        X, y, tasks
+            As in :meth:`fit`. Over Y (n, n_tasks) it is the mean over the tasks.
+        sample_weight : array-like of shape (n,), default=None
+
+        Returns
+        -------
+        score : float
+        """
+        predicted = self.predict(X, tasks=tasks)
+        return _score(accuracy_score, y, predicted, sample_weight)
+
+
+def _train(model, observations, classes, state, factors, max_iter, *, partial=False):
+    """Run epochs until the objective settles; changes `state` in place."""
+    problem = _problem(model, observations, classes, state, factors)
+    rng = check_random_state(model.random_state)
+    if partial and state.steps:
+        rng = np.random.RandomState((rng.randint(2**31) + state.steps) % 2**32)
+    n_threads = resolve_threads(model.n_threads)
+    run = _saga(problem, state) if model.solver == "saga" else _sgd(problem, state, n_threads)
+    history, quiet, n = [], 0, len(problem.samples)
+    began = time.perf_counter()
+    bar = _progress(max_iter) if model.verbose else None
+    converged, epoch = False, 0
+    try:
+        with np.errstate(over="ignore", invalid="ignore"):
+            for epoch in range(1, max_iter + 1):
+                seed = int(rng.randint(0, 2**31 - 1))
+                order = _order(model, problem, seed)
+                total = 0.0
+                for begin in range(0, n, STEPS_PER_CALL):
+                    total += run(order[begin : begin + STEPS_PER_CALL])
+                objective = total / n + problem.penalty_value(state)
+                _check_finite(model, objective, state, epoch)
+                history.append(
+                    {
+                        "epoch": epoch,
+                        "objective": objective,
+                        "seconds": time.perf_counter() - began,
+                    }
+                )
+                if bar is not None:
+                    bar.set_postfix(objective=f"{objective:.6g}", refresh=False)
+                    bar.update()
+                if model.tol is not None and epoch > 1:
+                    before = history[-2]["objective"]
+                    change = abs(before - objective)
+                    quiet = quiet + 1 if change <= model.tol * max(abs(objective), 1e-300) else 0
+                    if quiet >= model.n_iter_no_change:
+                        converged = True
+                        break
+    except KeyboardInterrupt:
+        if not history:
+            raise
+        warnings.warn(
+            f"interrupted in epoch {epoch}; the parameters reached so far are kept",
+            ConvergenceWarning,
+            stacklevel=3,
+        )
+        converged = True
+    finally:
+        if bar is not None:
+            bar.close()
+    if not (converged or partial or model.tol is None):
+        warnings.warn(
+            f"the objective still changes by more than tol={model.tol:g} after max_iter="
+            f"{max_iter} epochs; raise max_iter or tol, or standardise X",
+            ConvergenceWarning,
+            stacklevel=3,
+        )
+    return {"n_iter": len(history), "history": history}
+
+
+@dataclass
+class _Problem:
+    data: tuple
+    dense: bool
+    samples: np.ndarray
+    task_start: np.ndarray
+    present: np.ndarray
+    arguments: tuple  # coupling, heads, loss, penalty, of the core's functions
+    alpha: float
+    kappa: np.ndarray
+    head_task: np.ndarray
+    coupled: bool
+    smoothness: float
+    schedule: tuple
+
+    def penalty_value(self, state):
+        used = slice(None) if self.coupled else slice(-1)
+        shared = np.sum(np.square(state.shared[..., used], dtype=np.float64))
+        specific = np.einsum("ij,ij->i", state.specific[:, used], state.specific[:, used])
+        kappa = self.kappa[self.head_task]
+        own = np.sum(specific[kappa > 0] / kappa[kappa > 0])
+        return 0.5 * self.alpha * (shared + own)
+
+
+def _problem(model, observations, classes, state, factors):
+    X = observations.X
+    kind = model._intercept_kind()
+    code, parameter, smoothness = model._loss_setting(classes)
+    weight = observations.weight * _task_weights(model, observations)[observations.task]
+    if model._classification:
+        weight = weight * model._class_weights(observations, classes)
+    kept = np.flatnonzero(weight > 0)
+    if not len(kept):
+        raise ValueError(
+            "the product of sample_weight, task_weight and class_weight is zero everywhere"
+        )
+    n, task = len(kept), observations.task[kept]
+    counts = np.bincount(task, minlength=observations.n_tasks)
+    task_start = np.concatenate([[0], np.cumsum(counts)])
+    present = np.flatnonzero(counts)
+    if model.sampling == "task" and model.solver == "sgd":
+        chance = (counts > 0) / len(present)
+    else:
+        chance = counts / n
+    # Each draw's weight is its share of the objective over the chance of the draw.
+    per_draw = chance[task] / counts[task] * observations.weight.sum()
+    samples = np.zeros(n, dtype=SAMPLE)
+    samples["row"] = observations.row[kept]
+    samples["task"] = task
+    samples["target"] = classes.code[kept]
+    samples["weight"] = weight[kept] / per_draw
+
+    coupled = kind == "coupled"
+    lengths = _squared_lengths(X)[samples["row"]] + coupled
+    gain = (factors.mixing**2).sum(axis=1) + factors.kappa
+    samples["curvature"] = gain[task] * lengths + (kind in ("shared", "coupled")) + (kind == "free")
+
+    with np.errstate(divide="ignore"):
+        task_rarity = np.where(counts > 0, 1.0 / chance, 0.0)
+    has_class = np.zeros((observations.n_tasks, len(state.intercept)), dtype=bool)
+    head_task = np.repeat(np.arange(observations.n_tasks), np.diff(state.head_start))
+    has_class[head_task, state.head_class] = True
+    seen = chance @ has_class
+    class_rarity = np.where(seen > 0, 1.0 / np.maximum(seen, 1e-300), 0.0)
+
+    bound = 1.0 if smoothness is None else smoothness
+    curvature = bound * samples["weight"] * samples["curvature"]
+    schedule, damping = _schedule(model, curvature, bound, n)
+    arguments = (
+        tuple(factors),
+        (state.head_start, state.head_class),
+        (code, parameter, damping, 0),
+        (float(model.alpha), task_rarity, class_rarity, INTERCEPTS[kind]),
+    )
+    if sp.issparse(X):
+        data = (X.data, X.indices.astype(np.int32, copy=False), X.indptr.astype(np.int64))
+    else:
+        data = (X,)
+    return _Problem(
+        data,
+        not sp.issparse(X),
+        samples,
+        task_start,
+        present,
+        arguments,
+        float(model.alpha),
+        factors.kappa,
+        head_task,
+        coupled,
+        bound,
+        schedule,
+    )
+
+
+def _schedule(model, curvature, bound, n):
+    """(scale, offset, power) of the rate, and the smoothness that damps long rows."""
+    alpha = float(model.alpha)
+    if model.learning_rate == "constant":
+        return (model.eta0, 0.0, 0.0), 0.0
+    if model.learning_rate == "invscaling":
+        return (model.eta0, 1.0, model.power_t), 0.0
+    if model.learning_rate == "optimal":
+        # Bottou's heuristic: the first step is as large as a typical weight.
+        first = model.eta0 or np.sqrt(1.0 / np.sqrt(alpha))
+        return (1.0 / alpha, 1.0 / (alpha * first), 1.0), 0.0
+    first = model.eta0 or 1.0 / max(curvature.mean(), 1e-12)
+    decay = max(alpha / 2, 1.0 / (20 * n * first))
+    return (1.0 / decay, 1.0 / (decay * first), 1.0), bound
+
+
+def _order(model, problem, seed):
+    n = len(problem.samples)
+    if model.sampling == "task" and model.solver == "sgd":
+        order = np.empty(n, dtype=np.int64)
+        core_random.draw_by_task(order, problem.task_start, problem.present, seed)
+    else:
+        order = np.arange(n)
+        core_random.shuffle(order, seed)
+    return order
+
+
+def _sgd(problem, state, n_threads):
+    counts = np.diff(problem.task_start)
+    owner = _owners(counts, n_threads)
+    function = linear_sgd.sgd_dense if problem.dense else linear_sgd.sgd_csr
+
+    def run(order):
+        total = function(
+            *problem.data,
+            problem.samples,
+            order,
+            state.shared,
+            state.specific,
+            state.intercept,
+            *problem.arguments,
+            (*problem.schedule, state.steps),
+            owner,
+            BLOCKS_PER_EPOCH,
+            n_threads,
+        )
+        state.steps += len(order)
+        return total
+
+    return run
+
+
+def _owners(counts, n_threads):
+    """Whole tasks to threads, the largest first to the least loaded: int32 (T,)."""
+    owner = np.zeros(len(counts), dtype=np.int32)
+    if n_threads == 1:
+        return owner
+    load = np.zeros(n_threads)
+    for t in np.argsort(-counts, kind="stable"):
+        owner[t] = np.argmin(load)
+        load[owner[t]] += counts[t]
+    return owner
+
+
+def _saga(problem, state):
+    n = len(problem.samples)
+    memory = np.zeros((n, int(np.diff(state.head_start).max())))
+    averages = tuple(np.zeros_like(a) for a in (state.shared, state.specific, state.intercept))
+    samples = problem.samples
+    steepest = float((problem.smoothness * samples["weight"] * samples["curvature"]).max())
+    schedule = (1.0 / (3.0 * max(steepest, 1e-12)), 0.0, 0.0, 0)
+    extra = () if problem.dense else (_spreads(problem, state),)
+    function = linear_sgd.saga_dense if problem.dense else linear_sgd.saga_csr
+
+    def run(order):
+        state.steps += len(order)
+        return function(
+            *problem.data,
+            samples,
+            order,
+            state.shared,
+            state.specific,
+            state.intercept,
+            *problem.arguments,
+            schedule,
+            memory,
+            averages,
+            *extra,
+        )
+
+    return run
+
+
+def _spreads(problem, state):
+    """n / (samples that have a coordinate), of each class and of each task."""
+    data, indices, indptr = problem.data
+    n, stride = len(problem.samples), state.specific.shape[1]
+    n_tasks = len(problem.kappa)
+    pattern = sp.csr_matrix(
+        (np.ones(len(indices)), indices, indptr), shape=(len(indptr) - 1, stride)
+    )
+    draws = sp.csr_matrix(
+        (np.ones(n), (problem.samples["task"], problem.samples["row"])),
+        shape=(n_tasks, len(indptr) - 1),
+    )
+    counts = np.asarray((draws @ pattern).todense())
+    has_class = np.zeros((state.shared.shape[1], n_tasks))
+    has_class[state.head_class, problem.head_task] = 1.0
+    dtype = state.specific.dtype
+    return tuple(
+        np.where(c > 0, n / np.maximum(c, 1), 0.0).astype(dtype)
+        for c in (has_class @ counts, counts)
+    )
+
+
+def _squared_lengths(X):
+    if sp.issparse(X):
+        return np.asarray(X.multiply(X).sum(axis=1), dtype=np.float64).ravel()
+    return np.einsum("ij,ij->i", X, X, dtype=np.float64)
+
+
+def _task_weights(model, observations):
+    given, labels = model.task_weight, observations.tasks
+    sizes = np.bincount(observations.task, observations.weight, minlength=observations.n_tasks)
+    if given is None:
+        return np.ones(len(labels))
+    if isinstance(given, str):
+        if given != "balanced":
+            raise ValueError(f"task_weight is {given!r}; pass 'balanced', a dict, an array or None")
+        return sizes.sum() / (len(labels) * np.maximum(sizes, 1e-300))
+    if isinstance(given, dict):
+        unknown = set(given) - set(labels.tolist())
+        if unknown:
+            raise ValueError(f"task_weight names {unknown!r}, which are not tasks of the data")
+        weights = np.array([given.get(label, 1.0) for label in labels.tolist()], dtype=np.float64)
+    else:
+        weights = np.asarray(given, dtype=np.float64)
+        if weights.shape != (len(labels),):
+            raise ValueError(
+                f"task_weight has shape {weights.shape} for {len(labels)} tasks; pass one each"
+            )
+    if not np.isfinite(weights).all() or (weights < 0).any():
+        raise ValueError("task_weight must be finite and non-negative")
+    return weights
+
+
+def _check_finite(model, objective, state, epoch):
+    if np.isfinite(objective) and np.isfinite(state.specific).all():
+        return
+    remedy = (
+        "lower eta0, or use learning_rate='auto'"
+        if model.learning_rate != "auto" or model.eta0
+        else "standardise X and y"
+    )
+    raise FloatingPointError(
+        f"the parameters diverged in epoch {epoch} (the objective is {objective}); {remedy}"
+    )
+
+
+def _progress(max_iter):
+    try:
+        from tqdm.auto import tqdm
+    except ImportError:
+        raise ImportError(
+            "verbose needs tqdm; install it with: pip install 'fastmtl[progress]'"
+        ) from None
+    return tqdm(total=max_iter, unit="epoch")
+
+
+def _rowwise(X, weights, task):
+    """x_i · w of the row's task, plus its intercept; code -1 takes the last row of weights."""
+    if sp.issparse(X):
+        scores = np.empty(X.shape[0], dtype=weights.dtype)
+        order = np.argsort(task, kind="stable")
+        cuts = np.flatnonzero(np.diff(task[order])) + 1
+        for rows in np.split(order, cuts):
+            if len(rows):
+                own = weights[task[rows[0]]]
+                scores[rows] = X[rows] @ own[:-1] + own[-1]
+        return scores
+    scores = weights[task, -1].copy()
+    chunk = max(1, 4_000_000 // max(1, X.shape[1]))
+    for begin in range(0, X.shape[0], chunk):
+        part = slice(begin, begin + chunk)
+        scores[part] += np.einsum("ij,ij->i", X[part], weights[task[part], :-1])
+    return scores
+
+
+def _two_columns(scores):
+    second = expit(scores)
+    return np.column_stack([1 - second, second])
+
+
+def _in_form(values, queries):
+    return np.split(values, queries.splits) if queries.splits is not None else values
+
+
+def _score(metric, y, predicted, sample_weight):
+    if isinstance(predicted, list):
+        return metric(np.concatenate(y), np.concatenate(predicted), sample_weight=sample_weight)
+    y = np.asarray(y)
+    if predicted.ndim == 1:
+        return metric(
+            y.ravel() if y.shape == (len(y), 1) else y, predicted, sample_weight=sample_weight
+        )
+    if y.shape != predicted.shape:
+        raise ValueError(f"y has shape {y.shape}; the model predicts {predicted.shape}")
+    scores = []
+    for t in range(y.shape[1]):
+        has = np.array([v is not None and v == v for v in y[:, t]])
+        weight = None if sample_weight is None else np.asarray(sample_weight)[has]
+        if has.any():
+            truth = y[has, t].astype(predicted.dtype)
+            scores.append(metric(truth, predicted[has, t], sample_weight=weight))
+    return float(np.mean(scores))
+
+
+def _check_word(model, name, words):
+    value = getattr(model, name)
+    if not isinstance(value, str) or value not in words:
+        raise ValueError(f"{name} is {value!r}; pass one of {', '.join(map(repr, words))}")
+
+
+def _check_number(
+    model, name, *, low=-np.inf, high=np.inf, open_low=False, none=False, integer=False
+):
+    value = getattr(model, name)
+    if value is None and none:
+        return
+    kind = numbers.Integral if integer else numbers.Real
+    if (
+        isinstance(value, kind)
+        and not isinstance(value, bool | np.bool_)
+        and (low < value if open_low else low <= value)
+        and (value < high if open_low and np.isfinite(high) else value <= high)
+        and np.isfinite(value)
+    ):
+        return
+    wanted = "an integer" if integer else "a finite number"
+    if np.isfinite(low):
+        wanted += f" {'>' if open_low else '>='} {low:g}"
+    if np.isfinite(high):
+        wanted += f" and < {high:g}"
+    raise ValueError(f"{name} is {value!r}; pass {wanted}{' or None' if none else ''}")
