@@ -129,7 +129,7 @@ class _MultiTaskSGD(BaseEstimator):
         _check_number(self, "max_iter", low=1, integer=True)
         _check_number(self, "n_iter_no_change", low=1, integer=True)
         _check_word(self, "loss", self._losses)
-        _check_word(self, "solver", ("sgd", "saga"))
+        _check_word(self, "solver", ("auto", "sgd", "saga"))
         _check_word(self, "sampling", ("uniform", "task"))
         _check_word(self, "task_intercept", ("coupled", "free", "shared"))
         _check_word(self, "unseen_tasks", ("shared", "error"))
@@ -148,6 +148,13 @@ class _MultiTaskSGD(BaseEstimator):
             )
         resolve_coupling(self.coupling)
         resolve_threads(self.n_threads)
+
+    def _solver(self):
+        if self.solver != "auto":
+            return self.solver
+        only_sgd = {"sampling": "uniform", "learning_rate": "auto", "eta0": None, "n_threads": 1}
+        asks_for_sgd = any(getattr(self, name) != value for name, value in only_sgd.items())
+        return "sgd" if asks_for_sgd or LOSSES[self.loss][1] is None else "saga"
 
     def _observe(self, X, y, tasks, sample_weight, *, reset, known=None):
         return observe(
@@ -340,9 +347,13 @@ class MultiTaskSGDRegressor(RegressorMixin, _MultiTaskSGD):
     coupling : {"mean", "independent", "pooled"} or TaskCoupling, default="mean"
         How tasks share: ``"mean"`` is one shared vector plus a task's own, ``"independent"`` is one
         model per task, ``"pooled"`` one model for all.
-    solver : {"sgd", "saga"}, default="sgd"
-        ``"sgd"`` is fast to a good model; ``"saga"`` [2]_ converges linearly to the exact minimum
-        of a smooth loss, at twice the time per epoch and one number per label of memory.
+    solver : {"auto", "saga", "sgd"}, default="auto"
+        Both draw a random sample per step. ``"saga"`` [2]_ remembers each sample's last derivative
+        (a number per label and class) and so converges linearly to the exact minimum, without a
+        rate to tune, where the loss is smooth. ``"sgd"`` takes any loss, streams, and has an epoch
+        in half the time, but nears the minimum only as its rate decays. ``"auto"`` takes ``"saga"``
+        for a smooth loss, unless `sampling`, `learning_rate`, `eta0` or `n_threads`, which
+        ``"sgd"`` alone has, are set. `partial_fit` always uses ``"sgd"``.
     sampling : {"uniform", "task"}, default="uniform"
         How ``"sgd"`` draws: a shuffle of all samples per epoch, or a task first, then one of its
         samples. The objective is the same; ``"task"`` attends sooner to small tasks.
@@ -362,8 +373,9 @@ class MultiTaskSGDRegressor(RegressorMixin, _MultiTaskSGD):
     max_iter : int, default=1000
         The most epochs.
     tol : float or None, default=1e-4
-        Stop when the objective's relative change stays below `tol` for `n_iter_no_change` epochs.
-        None runs `max_iter` epochs.
+        ``"sgd"`` stops when the objective's relative change stays within `tol` for
+        `n_iter_no_change` epochs; ``"saga"`` when the length of the objective's gradient is `tol`
+        times that of a typical sample. None runs `max_iter` epochs and spares the check.
     n_iter_no_change : int, default=5
         See `tol`.
     learning_rate : {"auto", "constant", "invscaling", "optimal"}, default="auto"
@@ -444,7 +456,7 @@ class MultiTaskSGDRegressor(RegressorMixin, _MultiTaskSGD):
         loss="squared_error",
         alpha=1e-4,
         coupling="mean",
-        solver="sgd",
+        solver="auto",
         sampling="uniform",
         task_weight=None,
         fit_intercept=True,
@@ -594,8 +606,8 @@ class MultiTaskSGDClassifier(ClassifierMixin, _MultiTaskSGD):
         Strength of the penalty, non-negative.
     coupling : {"mean", "independent", "pooled"} or TaskCoupling, default="mean"
         How tasks share; see :class:`MultiTaskSGDRegressor`.
-    solver : {"sgd", "saga"}, default="sgd"
-        ``"saga"`` converges to the exact minimum of a smooth loss.
+    solver : {"auto", "saga", "sgd"}, default="auto"
+        See :class:`MultiTaskSGDRegressor`.
     sampling : {"uniform", "task"}, default="uniform"
         Draw samples evenly, or a task first.
     task_weight : None, "balanced", dict or array-like of shape (n_tasks,), default=None
@@ -661,7 +673,7 @@ class MultiTaskSGDClassifier(ClassifierMixin, _MultiTaskSGD):
         loss="log_loss",
         alpha=1e-4,
         coupling="mean",
-        solver="sgd",
+        solver="auto",
         sampling="uniform",
         task_weight=None,
         class_weight=None,
@@ -902,13 +914,17 @@ class MultiTaskSGDClassifier(ClassifierMixin, _MultiTaskSGD):
 
 def _train(model, observations, classes, state, factors, max_iter, *, partial=False):
     """Run epochs until the objective settles; changes `state` in place."""
-    problem = _problem(model, observations, classes, state, factors)
+    solver = "sgd" if partial else model._solver()
+    problem = _problem(model, observations, classes, state, factors, solver)
     rng = check_random_state(model.random_state)
     if partial and state.steps:
         rng = np.random.RandomState((rng.randint(2**31) + state.steps) % 2**32)
     n_threads = resolve_threads(model.n_threads)
-    run = _saga(problem, state) if model.solver == "saga" else _sgd(problem, state, n_threads)
-    history, quiet, n = [], 0, len(problem.samples)
+    if solver == "saga":
+        run, settled = _saga(problem, state, model.tol)
+    else:
+        run, settled = _sgd(problem, state, model.tol, model.n_iter_no_change, n_threads)
+    history, n = [], len(problem.samples)
     began = time.perf_counter()
     bar = _progress(max_iter) if model.verbose else None
     converged, epoch = False, 0
@@ -916,11 +932,13 @@ def _train(model, observations, classes, state, factors, max_iter, *, partial=Fa
         with np.errstate(over="ignore", invalid="ignore"):
             for epoch in range(1, max_iter + 1):
                 seed = int(rng.randint(0, 2**31 - 1))
-                order = _order(model, problem, seed)
+                order = _order(problem, seed)
                 total = 0.0
                 for begin in range(0, n, STEPS_PER_CALL):
                     total += run(order[begin : begin + STEPS_PER_CALL])
-                objective = total / n + problem.penalty_value(state)
+                # Summed while the steps went on; what is judged below is exact.
+                loss = total / n if model.tol is None else problem.loss_value(state)
+                objective = loss + problem.penalty_value(state)
                 _check_finite(model, objective, state, epoch)
                 history.append(
                     {
@@ -932,13 +950,9 @@ def _train(model, observations, classes, state, factors, max_iter, *, partial=Fa
                 if bar is not None:
                     bar.set_postfix(objective=f"{objective:.6g}", refresh=False)
                     bar.update()
-                if model.tol is not None and epoch > 1:
-                    before = history[-2]["objective"]
-                    change = abs(before - objective)
-                    quiet = quiet + 1 if change <= model.tol * max(abs(objective), 1e-300) else 0
-                    if quiet >= model.n_iter_no_change:
-                        converged = True
-                        break
+                if model.tol is not None and settled(objective):
+                    converged = True
+                    break
     except KeyboardInterrupt:
         if not history:
             raise
@@ -953,8 +967,8 @@ def _train(model, observations, classes, state, factors, max_iter, *, partial=Fa
             bar.close()
     if not (converged or partial or model.tol is None):
         warnings.warn(
-            f"the objective still changes by more than tol={model.tol:g} after max_iter="
-            f"{max_iter} epochs; raise max_iter or tol, or standardise X",
+            f"not converged to tol={model.tol:g} within max_iter={max_iter} epochs; raise max_iter "
+            "or tol, or standardise X",
             ConvergenceWarning,
             stacklevel=3,
         )
@@ -973,8 +987,34 @@ class _Problem:
     kappa: np.ndarray
     head_task: np.ndarray
     coupled: bool
+    free: bool
+    chance: np.ndarray
+    by_task: bool
     smoothness: float
     schedule: tuple
+
+    def loss_value(self, state):
+        task_loss = np.zeros(len(self.chance))
+        function = linear_sgd.losses_dense if self.dense else linear_sgd.losses_csr
+        parameters = (state.shared, state.specific, state.intercept)
+        function(*self.data, self.samples, *parameters, *self.arguments, task_loss)
+        counts = np.diff(self.task_start)
+        return float(task_loss[counts > 0] @ (self.chance / np.maximum(counts, 1))[counts > 0])
+
+    def gradient_norm(self, state, averages):
+        """Length of the objective's gradient in the whitened parameters, from SAGA's averages."""
+        shared_average, specific_average, intercept_average = averages
+        used = slice(None) if self.coupled else slice(-1)
+        shared = shared_average[..., used] + self.alpha * state.shared[..., used]
+        kappa = self.kappa[self.head_task][:, None]
+        root = np.sqrt(np.where(kappa > 0, kappa, 1.0))
+        specific = root * specific_average[:, used] + self.alpha / root * state.specific[:, used]
+        squares = np.sum(shared**2) + np.sum(specific[kappa[:, 0] > 0] ** 2)
+        if self.free:
+            squares += np.sum(specific_average[:, -1] ** 2)
+        else:
+            squares += np.sum(intercept_average**2)
+        return np.sqrt(squares)
 
     def penalty_value(self, state):
         used = slice(None) if self.coupled else slice(-1)
@@ -985,7 +1025,7 @@ class _Problem:
         return 0.5 * self.alpha * (shared + own)
 
 
-def _problem(model, observations, classes, state, factors):
+def _problem(model, observations, classes, state, factors, solver):
     X = observations.X
     kind = model._intercept_kind()
     code, parameter, smoothness = model._loss_setting(classes)
@@ -1001,7 +1041,8 @@ def _problem(model, observations, classes, state, factors):
     counts = np.bincount(task, minlength=observations.n_tasks)
     task_start = np.concatenate([[0], np.cumsum(counts)])
     present = np.flatnonzero(counts)
-    if model.sampling == "task" and model.solver == "sgd":
+    by_task = model.sampling == "task" and solver == "sgd"
+    if by_task:
         chance = (counts > 0) / len(present)
     else:
         chance = counts / n
@@ -1050,6 +1091,9 @@ def _problem(model, observations, classes, state, factors):
         factors.kappa,
         head_task,
         coupled,
+        kind == "free",
+        chance,
+        by_task,
         bound,
         schedule,
     )
@@ -1071,9 +1115,9 @@ def _schedule(model, curvature, bound, n):
     return (1.0 / decay, 1.0 / (decay * first), 1.0), bound
 
 
-def _order(model, problem, seed):
+def _order(problem, seed):
     n = len(problem.samples)
-    if model.sampling == "task" and model.solver == "sgd":
+    if problem.by_task:
         order = np.empty(n, dtype=np.int64)
         core_random.draw_by_task(order, problem.task_start, problem.present, seed)
     else:
@@ -1082,7 +1126,7 @@ def _order(model, problem, seed):
     return order
 
 
-def _sgd(problem, state, n_threads):
+def _sgd(problem, state, tol, n_iter_no_change, n_threads):
     counts = np.diff(problem.task_start)
     owner = _owners(counts, n_threads)
     function = linear_sgd.sgd_dense if problem.dense else linear_sgd.sgd_csr
@@ -1104,7 +1148,17 @@ def _sgd(problem, state, n_threads):
         state.steps += len(order)
         return total
 
-    return run
+    recent = []
+
+    def settled(objective):
+        recent.append(objective)
+        last = recent[-n_iter_no_change - 1 :]
+        changes = np.abs(np.diff(last))
+        return len(changes) == n_iter_no_change and bool(
+            (changes <= tol * max(abs(objective), 1e-300)).all()
+        )
+
+    return run, settled
 
 
 def _owners(counts, n_threads):
@@ -1119,7 +1173,7 @@ def _owners(counts, n_threads):
     return owner
 
 
-def _saga(problem, state):
+def _saga(problem, state, tol):
     n = len(problem.samples)
     memory = np.zeros((n, int(np.diff(state.head_start).max())))
     averages = tuple(np.zeros_like(a) for a in (state.shared, state.specific, state.intercept))
@@ -1145,12 +1199,22 @@ def _saga(problem, state):
             *extra,
         )
 
-    return run
+    typical = []
+    reachable = 50 * np.finfo(state.specific.dtype).eps
+
+    def settled(objective):
+        """Whether the gradient is small beside that of a typical sample of the first epoch."""
+        if not typical:
+            squares = (memory**2).sum(axis=1) * samples["curvature"]
+            typical.append(np.sqrt(squares.mean()))
+        return problem.gradient_norm(state, averages) <= max(tol, reachable) * typical[0]
+
+    return run, settled
 
 
 def _spreads(problem, state):
     """n / (samples that have a coordinate), of each class and of each task."""
-    data, indices, indptr = problem.data
+    _, indices, indptr = problem.data
     n, stride = len(problem.samples), state.specific.shape[1]
     n_tasks = len(problem.kappa)
     pattern = sp.csr_matrix(

@@ -146,7 +146,7 @@ def observe(
     if form == "list":
         labels, code = np.arange(int(tasks[-1]) + 1), tasks
         y = _check_target(y, classification)
-    elif getattr(y, "ndim", np.ndim(y) if not sp.issparse(y) else 2) == 2:
+    elif (y if hasattr(y, "columns") or sp.issparse(y) else np.asarray(y)).ndim == 2:
         if form == "long":
             if np.shape(y)[1] != 1:
                 raise ValueError(
@@ -399,7 +399,7 @@ def _observe_matrix(X, Y, sample_weight, classification, known):
     target = _check_target(Y[row, task], classification)
     if known is not None:
         labels, task = _merge_known(known, labels, task.astype(np.int32))
-    if sample_weight is not None and np.ndim(sample_weight) == 2:
+    if sample_weight is not None and np.asarray(sample_weight).ndim == 2:
         weight = _check_weight(sample_weight, Y.shape, present)[row, task]
     else:
         weight = _check_weight(sample_weight, (n_rows,))[row]

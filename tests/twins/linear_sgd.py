@@ -111,6 +111,16 @@ def saga_cases(sparse):
     return cases
 
 
+def losses_cases(sparse):
+    def cases(rng, dtype):
+        for case in sgd_cases(sparse)(rng, dtype):
+            for name in ("order", "schedule", "owner", "n_blocks", "n_threads"):
+                del case[name]
+            yield {**case, "task_loss": np.zeros(4)}
+
+    return cases
+
+
 def point_losses(rng, dtype):
     for code in range(10):
         target = rng.choice([-1.0, 1.0], size=200) if code >= 6 else rng.normal(size=200)
@@ -132,5 +142,7 @@ CASES = {
     "sgd_csr": sgd_cases(sparse=True),
     "saga_dense": saga_cases(sparse=False),
     "saga_csr": saga_cases(sparse=True),
+    "losses_dense": losses_cases(sparse=False),
+    "losses_csr": losses_cases(sparse=True),
     "point_losses": point_losses,
 }

@@ -54,6 +54,8 @@ typedef double (*sgd_function)(const sgd_problem *, const int64_t *order, int64_
 
 typedef struct {
     sgd_function sgd_dense, sgd_csr, saga_dense, saga_csr;
+    void (*losses_dense)(const sgd_problem *, double *task_loss);
+    void (*losses_csr)(const sgd_problem *, double *task_loss);
 } sgd_table;
 
 const sgd_table *sgd_table_f64(int level);

@@ -65,6 +65,8 @@ cdef extern from "linear_sgd.h" nogil:
         sgd_function sgd_csr
         sgd_function saga_dense
         sgd_function saga_csr
+        void (*losses_dense)(const sgd_problem *, double *) noexcept nogil
+        void (*losses_csr)(const sgd_problem *, double *) noexcept nogil
 
     const sgd_table *sgd_table_f64(int level)
     const sgd_table *sgd_table_f32(int level)
@@ -314,6 +316,37 @@ def saga_csr(data, indices, indptr, const sgd_sample[::1] samples, const int64_t
     P.specific_spread = _address(spreads[1], False)
     return _run(_table(data).saga_csr, &P, order, 0, shared, specific, intercept,
                 np.zeros(1, dtype=np.int32), 1, 1, False)
+
+
+def losses_dense(X, const sgd_sample[::1] samples, shared, specific, intercept, tuple coupling,
+                 tuple heads, tuple loss, tuple penalty, double[::1] task_loss):
+    """Add each sample's weighted loss to its task's entry of `task_loss`."""
+    cdef sgd_problem P
+    cdef double[::1] scratch
+    _fill(&P, X, samples, shared, specific, intercept, coupling, heads, loss, penalty, (1, 0, 0))
+    _fill_dense(&P, X)
+    scratch = np.empty(2 * P.memory_stride)
+    P.scratch = &scratch[0]
+    cdef const sgd_table *table = _table(X)
+    with nogil:
+        table.losses_dense(&P, &task_loss[0])
+
+
+def losses_csr(data, indices, indptr, const sgd_sample[::1] samples, shared, specific, intercept,
+               tuple coupling, tuple heads, tuple loss, tuple penalty, double[::1] task_loss):
+    """The same on CSR rows."""
+    cdef sgd_problem P
+    cdef double[::1] scratch
+    _fill(&P, data, samples, shared, specific, intercept, coupling, heads, loss, penalty, (1, 0, 0))
+    _fill_csr(&P, indices, indptr, P.stride - 1)
+    scratch = np.empty(2 * P.memory_stride)
+    P.scratch = &scratch[0]
+    cdef double[::1] ones = np.ones(max(specific.shape[0], shared.shape[0] * shared.shape[1]))
+    P.shared_scale = &ones[0]
+    P.specific_scale = &ones[0]
+    cdef const sgd_table *table = _table(data)
+    with nogil:
+        table.losses_csr(&P, &task_loss[0])
 
 
 def point_losses(int code, double parameter, const double[::1] target, const double[::1] score,

@@ -112,6 +112,73 @@ static inline int NAME(has_common_intercept)(const sgd_problem *P) {
     return P->intercept_kind == INTERCEPT_SHARED || P->intercept_kind == INTERCEPT_COUPLED;
 }
 
+/* The scores of a sample's heads. */
+static inline void NAME(scores_dense)(const sgd_problem *P, const sgd_sample *sample, double *score) {
+    const real *x = (const real *)P->X + sample->row * P->row_stride;
+    const real *shared = (const real *)P->shared, *specific = (const real *)P->specific;
+    const int64_t d = P->d, stride = P->stride, R = P->n_shared, class_block = stride * P->n_classes;
+    const int64_t first = P->head_start[sample->task], end = P->head_start[sample->task + 1];
+    const double *mixing = P->mixing + sample->task * R, kappa = P->kappa[sample->task];
+    const int common = NAME(has_common_intercept)(P);
+    for (int64_t h = first; h < end; h++) {
+        const int64_t class_ = P->head_class[h];
+        const real *v = specific + h * stride, *s = shared + class_ * stride;
+        double p = v[d] + (common ? P->intercept[class_] : 0.0);
+        if (R == 1 && kappa > 0) {
+            p += NAME(dot_pair)((real)mixing[0], s, v, x, d) + mixing[0] * s[d];
+        } else {
+            if (kappa > 0) p += NAME(dot_one)(v, x, d);
+            for (int64_t r = 0; r < R; r++, s += class_block)
+                p += mixing[r] * (NAME(dot_one)(s, x, d) + s[d]);
+        }
+        score[h - first] = p;
+    }
+}
+
+static inline void NAME(scores_csr)(const sgd_problem *P, const sgd_sample *sample, double *score) {
+    const real *data = (const real *)P->X, *shared = (const real *)P->shared;
+    const real *specific = (const real *)P->specific;
+    const int64_t d = P->d, stride = P->stride, R = P->n_shared, class_block = stride * P->n_classes;
+    const int64_t first = P->head_start[sample->task], end = P->head_start[sample->task + 1];
+    const int64_t row = P->indptr[sample->row], row_end = P->indptr[sample->row + 1];
+    const double *mixing = P->mixing + sample->task * R;
+    const int common = NAME(has_common_intercept)(P);
+    for (int64_t h = first; h < end; h++) {
+        const int64_t class_ = P->head_class[h];
+        const real *v = specific + h * stride, *s = shared + class_ * stride;
+        double own = v[d], p = common ? P->intercept[class_] : 0.0;
+        for (int64_t z = row; z < row_end; z++) own += (double)v[P->indices[z]] * data[z];
+        p += own * P->specific_scale[h];
+        for (int64_t r = 0; r < R; r++, s += class_block) {
+            double part = s[d];
+            for (int64_t z = row; z < row_end; z++) part += (double)s[P->indices[z]] * data[z];
+            p += mixing[r] * part * P->shared_scale[r * P->n_classes + class_];
+        }
+        score[h - first] = p;
+    }
+}
+
+/* The weighted loss of each task at the parameters as they are. */
+static void NAME(losses_dense)(const sgd_problem *P, double *task_loss) {
+    double *score = P->scratch, *g = P->scratch + P->memory_stride;
+    for (int64_t i = 0; i < P->n_samples; i++) {
+        const sgd_sample *z = P->samples + i;
+        NAME(scores_dense)(P, z, score);
+        task_loss[z->task] += NAME(derivatives)(
+            P, z, score, g, P->head_start[z->task + 1] - P->head_start[z->task]);
+    }
+}
+
+static void NAME(losses_csr)(const sgd_problem *P, double *task_loss) {
+    double *score = P->scratch, *g = P->scratch + P->memory_stride;
+    for (int64_t i = 0; i < P->n_samples; i++) {
+        const sgd_sample *z = P->samples + i;
+        NAME(scores_csr)(P, z, score);
+        task_loss[z->task] += NAME(derivatives)(
+            P, z, score, g, P->head_start[z->task + 1] - P->head_start[z->task]);
+    }
+}
+
 static double NAME(sgd_dense)(const sgd_problem *P, const int64_t *order, int64_t count, int64_t step) {
     const real *X = (const real *)P->X;
     real *shared = (real *)P->shared, *specific = (real *)P->specific;
@@ -139,19 +206,7 @@ static double NAME(sgd_dense)(const sgd_problem *P, const int64_t *order, int64_
         const real *x = X + sample->row * P->row_stride;
         const double *mixing = P->mixing + task * R, kappa = P->kappa[task];
 
-        for (int64_t j = 0; j < heads; j++) {
-            const int64_t class_ = P->head_class[first + j];
-            const real *v = specific + (first + j) * stride, *s = shared + class_ * stride;
-            double p = v[d] + (common ? P->intercept[class_] : 0.0);
-            if (R == 1 && kappa > 0) {
-                p += NAME(dot_pair)((real)mixing[0], s, v, x, d) + mixing[0] * s[d];
-            } else {
-                if (kappa > 0) p += NAME(dot_one)(v, x, d);
-                for (int64_t r = 0; r < R; r++, s += class_block)
-                    p += mixing[r] * (NAME(dot_one)(s, x, d) + s[d]);
-            }
-            score[j] = p;
-        }
+        NAME(scores_dense)(P, sample, score);
         total += NAME(derivatives)(P, sample, score, g, heads);
 
         const double rate = NAME(rate_at)(P, step);
@@ -206,19 +261,7 @@ static double NAME(sgd_csr)(const sgd_problem *P, const int64_t *order, int64_t 
         const int64_t begin = P->indptr[sample->row], end = P->indptr[sample->row + 1];
         const double *mixing = P->mixing + task * R, kappa = P->kappa[task];
 
-        for (int64_t j = 0; j < heads; j++) {
-            const int64_t class_ = P->head_class[first + j];
-            const real *v = specific + (first + j) * stride, *s = shared + class_ * stride;
-            double own = v[d], p = common ? P->intercept[class_] : 0.0;
-            for (int64_t z = begin; z < end; z++) own += (double)v[P->indices[z]] * data[z];
-            p += own * P->specific_scale[first + j];
-            for (int64_t r = 0; r < R; r++, s += class_block) {
-                double part = s[d];
-                for (int64_t z = begin; z < end; z++) part += (double)s[P->indices[z]] * data[z];
-                p += mixing[r] * part * P->shared_scale[r * P->n_classes + class_];
-            }
-            score[j] = p;
-        }
+        NAME(scores_csr)(P, sample, score);
         total += NAME(derivatives)(P, sample, score, g, heads);
 
         const double rate = NAME(rate_at)(P, step);
@@ -280,14 +323,7 @@ static double NAME(saga_dense)(const sgd_problem *P, const int64_t *order, int64
         const double rarity = P->task_rarity[task];
         double *memory = P->memory + order[k] * P->memory_stride;
 
-        for (int64_t j = 0; j < heads; j++) {
-            const int64_t class_ = P->head_class[first + j];
-            const real *v = specific + (first + j) * stride, *s = shared + class_ * stride;
-            double p = v[d] + (common ? P->intercept[class_] : 0.0) + NAME(dot_one)(v, x, d);
-            for (int64_t r = 0; r < R; r++, s += class_block)
-                p += mixing[r] * (NAME(dot_one)(s, x, d) + s[d]);
-            score[j] = p;
-        }
+        NAME(scores_dense)(P, sample, score);
         total += NAME(derivatives)(P, sample, score, g, heads);
 
         const double keep = 1.0 / (1.0 + rate * P->alpha * rarity);
@@ -349,18 +385,7 @@ static double NAME(saga_csr)(const sgd_problem *P, const int64_t *order, int64_t
         const real *spread = specific_spread + task * stride;
         double *memory = P->memory + order[k] * P->memory_stride;
 
-        for (int64_t j = 0; j < heads; j++) {
-            const int64_t class_ = P->head_class[first + j];
-            const real *v = specific + (first + j) * stride, *s = shared + class_ * stride;
-            double p = v[d] + (common ? P->intercept[class_] : 0.0);
-            for (int64_t z = begin; z < end; z++) p += (double)v[P->indices[z]] * data[z];
-            for (int64_t r = 0; r < R; r++, s += class_block) {
-                double part = s[d];
-                for (int64_t z = begin; z < end; z++) part += (double)s[P->indices[z]] * data[z];
-                p += mixing[r] * part;
-            }
-            score[j] = p;
-        }
+        NAME(scores_csr)(P, sample, score);
         total += NAME(derivatives)(P, sample, score, g, heads);
 
         for (int64_t j = 0; j < heads; j++) {
@@ -409,7 +434,7 @@ static double NAME(saga_csr)(const sgd_problem *P, const int64_t *order, int64_t
 }
 
 static const sgd_table NAME(sgd_table) = {
-    NAME(sgd_dense), NAME(sgd_csr), NAME(saga_dense), NAME(saga_csr),
+    NAME(sgd_dense), NAME(sgd_csr), NAME(saga_dense), NAME(saga_csr), NAME(losses_dense), NAME(losses_csr),
 };
 #undef PREFETCH_AHEAD
 #undef PREFETCH_LINES

@@ -23,7 +23,15 @@ owner : int32 (T,), n_blocks, n_threads
 
 import numpy as np
 
-__all__ = ["point_losses", "saga_csr", "saga_dense", "sgd_csr", "sgd_dense"]
+__all__ = [
+    "losses_csr",
+    "losses_dense",
+    "point_losses",
+    "saga_csr",
+    "saga_dense",
+    "sgd_csr",
+    "sgd_dense",
+]
 
 SAMPLE = np.dtype(
     [
@@ -415,3 +423,39 @@ def saga_csr(
         averages=averages,
         spreads=spreads,
     )
+
+
+def _losses(rows, samples, shared, specific, intercept, coupling, heads, loss, penalty, task_loss):
+    for sample in samples:
+        x = rows(sample["row"])
+        scores, _, _ = _scores(
+            x, sample["task"], shared, specific, intercept, coupling, heads, penalty[3]
+        )
+        task_loss[sample["task"]] += _derivatives(loss, sample, scores)[0]
+
+
+def losses_dense(
+    X, samples, shared, specific, intercept, coupling, heads, loss, penalty, task_loss
+):
+    """Add each sample's weighted loss to its task's entry of `task_loss`."""
+    rows = X.astype(np.float64).__getitem__
+    _losses(rows, samples, shared, specific, intercept, coupling, heads, loss, penalty, task_loss)
+
+
+def losses_csr(
+    data,
+    indices,
+    indptr,
+    samples,
+    shared,
+    specific,
+    intercept,
+    coupling,
+    heads,
+    loss,
+    penalty,
+    task_loss,
+):
+    """The same on CSR rows."""
+    rows = _csr_rows(data, indices, indptr, shared.shape[2] - 1)
+    _losses(rows, samples, shared, specific, intercept, coupling, heads, loss, penalty, task_loss)
