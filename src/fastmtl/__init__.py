@@ -4,6 +4,13 @@ __version__ = "0.1.0"
 
 from fastmtl.config import get_config, show_config
 from fastmtl.coupling import TaskCoupling
+from fastmtl.kernels import (
+    linear_kernel,
+    polynomial_kernel,
+    rbf_kernel,
+    sigmoid_kernel,
+    tanh_kernel,
+)
 from fastmtl.linear import MultiTaskSGDClassifier, MultiTaskSGDRegressor
 
 __all__ = [
@@ -12,5 +19,10 @@ __all__ = [
     "TaskCoupling",
     "__version__",
     "get_config",
+    "linear_kernel",
+    "polynomial_kernel",
+    "rbf_kernel",
     "show_config",
+    "sigmoid_kernel",
+    "tanh_kernel",
 ]

@@ -1,0 +1,39 @@
+/* The Gram engine's tasks, dtype-free (arrays of `real` are void here). */
+#ifndef FASTMTL_GRAM_H
+#define FASTMTL_GRAM_H
+#include <stdint.h>
+#include "simd/levels.h"
+
+enum { GRAM_LINEAR, GRAM_LOGISTIC, GRAM_TANH, GRAM_EXP, GRAM_POWER };
+
+/* out[i, j] = f(scale * x_i·y_j + shift + row_term[i] + column_term[j]) */
+typedef struct {
+    const void *X;        /* n rows of d, x_stride apart */
+    int64_t n, d, x_stride;
+    const void *packed;   /* columns 0 .. m of this call, in panels: see pack */
+    int64_t m;
+    const void *row_term, *column_term; /* or NULL */
+    double scale, shift;
+    int32_t function, degree;
+    void *out;            /* out_stride apart */
+    int64_t out_stride;
+    int32_t stream;       /* write past the cache: large, aligned outputs */
+} gram_problem;
+
+typedef struct {
+    int64_t panel;       /* columns of a panel */
+    int64_t tile_rows, tile_columns;
+    void (*pack)(const void *Y, int64_t y_stride, int64_t m, int64_t d, void *panel);
+    /* The tile of rows i .. i_end and panel-aligned columns j .. j_end; scratch: tile_rows *
+     * tile_columns. */
+    void (*tile)(const gram_problem *, int64_t i, int64_t i_end, int64_t j, int64_t j_end,
+                 void *scratch);
+    /* The same, written to out[i.., j..] and mirrored to out[j.., i..]; scratch: twice the above. */
+    void (*mirrored_tile)(const gram_problem *, int64_t i, int64_t i_end, int64_t j, int64_t j_end,
+                          void *scratch);
+} gram_table;
+
+const gram_table *gram_table_f64(int level);
+const gram_table *gram_table_f32(int level);
+
+#endif

@@ -1,0 +1,213 @@
+"""Kernel matrices against scikit-learn, higher precision, and each other."""
+
+import mpmath
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import pairwise
+
+import fastmtl
+
+TOLERANCE = {np.float32: 3e-6, np.float64: 1e-14}
+KERNELS = {
+    "sigmoid_kernel": lambda X, Y: (
+        0.5 + 0.5 * pairwise.sigmoid_kernel(X, Y, gamma=0.35, coef0=0.14)
+    ),
+    "tanh_kernel": lambda X, Y: pairwise.sigmoid_kernel(X, Y, gamma=0.3, coef0=0.5),
+    "rbf_kernel": lambda X, Y: pairwise.rbf_kernel(X, Y, gamma=0.3),
+    "polynomial_kernel": lambda X, Y: pairwise.polynomial_kernel(
+        X, Y, degree=3, gamma=0.3, coef0=0.5
+    ),
+    "linear_kernel": pairwise.linear_kernel,
+}
+SETTINGS = {
+    "sigmoid_kernel": {"sigma": 0.7, "c": 0.4},
+    "tanh_kernel": {"gamma": 0.3, "coef0": 0.5},
+    "rbf_kernel": {"gamma": 0.3},
+    "polynomial_kernel": {"gamma": 0.3, "coef0": 0.5, "degree": 3},
+    "linear_kernel": {},
+}
+
+
+def data(n, m, d, dtype=np.float64, seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(n, d)).astype(dtype), rng.normal(size=(m, d)).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("name", KERNELS)
+def test_kernels_equal_scikit_learn(name, dtype):
+    X, Y = data(70, 300, 13, dtype)
+    wide = X.astype(np.float64), Y.astype(np.float64)
+    for first, second in [(X, Y), (X, None), (X[:1], Y[:1])]:
+        got = getattr(fastmtl, name)(first, second, **SETTINGS[name])
+        want = KERNELS[name](
+            wide[0][: len(first)], None if second is None else wide[1][: len(second)]
+        )
+        assert got.dtype == dtype
+        scale = max(1.0, np.abs(want).max())
+        np.testing.assert_allclose(got, want, rtol=0, atol=30 * TOLERANCE[dtype] * scale)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    n=st.integers(1, 120),
+    m=st.integers(1, 120),
+    d=st.integers(1, 300),
+    seed=st.integers(0, 1000),
+    n_threads=st.integers(1, 4),
+)
+def test_every_shape_is_right(n, m, d, seed, n_threads):
+    X, Y = data(n, m, d, seed=seed)
+    got = fastmtl.sigmoid_kernel(X, Y, sigma=0.3, c=0.1, n_threads=n_threads)
+    want = 1 / (1 + np.exp(-0.3 * (X @ Y.T + 0.1)))
+    np.testing.assert_allclose(got, want, rtol=1e-11)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_error_is_at_most_four_ulp(dtype):
+    limit = 100.0 if dtype == np.float32 else 740.0
+    rng = np.random.default_rng(0)
+    z = np.concatenate([np.linspace(-limit, limit, 4001), rng.normal(size=2000), [0.0, -0.0]])
+    z = z.astype(dtype)
+    got = fastmtl.sigmoid_kernel(z[:, None], np.ones((1, 1), dtype=dtype)).ravel()
+    with mpmath.workdps(60):
+        for value, result in zip(z.tolist(), got):
+            exact = 1 / (1 + mpmath.exp(-mpmath.mpf(value)))
+            nearest = dtype(float(exact))
+            unit = np.spacing(max(nearest, np.finfo(dtype).smallest_subnormal))
+            assert abs(mpmath.mpf(float(result)) - exact) <= 4 * mpmath.mpf(float(unit)), value
+
+
+def test_extreme_arguments_are_exactly_zero_and_one():
+    huge = np.array([[1e200], [-1e200], [1e308], [-1e308], [800.0], [-800.0]])
+    with np.errstate(all="raise"):
+        K = fastmtl.sigmoid_kernel(huge, [[1e200], [1.0]])
+    assert np.array_equal(K[:4, 0], [1, 0, 1, 0])
+    assert np.array_equal(K[4:, 1], [1, 0])
+    assert np.array_equal(
+        fastmtl.tanh_kernel(huge, [[1e200]], gamma=1.0)[:4].ravel(), [1, -1, 1, -1]
+    )
+
+
+@pytest.mark.parametrize("n", [1, 7, 95, 96, 97, 500])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_symmetric_case_is_exactly_symmetric(n, dtype):
+    X, _ = data(n, 1, 20, dtype)
+    K = fastmtl.sigmoid_kernel(X, sigma=0.1)
+    assert np.array_equal(K, K.T)
+    np.testing.assert_allclose(
+        K, fastmtl.sigmoid_kernel(X, X.copy(), sigma=0.1), rtol=20 * TOLERANCE[dtype]
+    )
+
+
+def test_large_outputs_are_streamed_and_right():
+    X, Y = data(1200, 1024, 9)
+    want = 1 / (1 + np.exp(-(X @ Y.T)))
+    np.testing.assert_allclose(fastmtl.sigmoid_kernel(X, Y), want, rtol=1e-12)
+    np.testing.assert_allclose(fastmtl.sigmoid_kernel(X), 1 / (1 + np.exp(-(X @ X.T))), rtol=1e-11)
+
+
+def test_awkward_but_good_input_is_accepted(tmp_path):
+    X, Y = data(40, 50, 6)
+    want = fastmtl.sigmoid_kernel(X, Y)
+    mapped = np.memmap(tmp_path / "x", dtype=np.float64, mode="w+", shape=X.shape)
+    mapped[:] = X
+    read_only = X.copy()
+    read_only.flags.writeable = False
+    padded = np.zeros((40, 9))
+    padded[:, :6] = X
+    for awkward in [
+        np.asfortranarray(X),
+        np.repeat(X, 2, axis=1)[:, ::2],
+        np.repeat(X, 2, axis=0)[::2],
+        X[::-1].copy()[::-1],
+        padded[:, :6],
+        X.astype(">f8"),
+        X.tolist(),
+        mapped,
+        read_only,
+    ]:
+        np.testing.assert_allclose(fastmtl.sigmoid_kernel(awkward, Y), want, rtol=1e-13)
+    integers = np.arange(12).reshape(4, 3)
+    np.testing.assert_allclose(
+        fastmtl.tanh_kernel(integers), pairwise.sigmoid_kernel(integers), rtol=1e-13
+    )
+
+
+def test_sparse_equals_dense():
+    X, Y = data(60, 33, 40)
+    X[np.abs(X) < 1] = 0
+    Y[np.abs(Y) < 1] = 0
+    for name in KERNELS:
+        function, options = getattr(fastmtl, name), SETTINGS[name]
+        want = function(X, Y, **options)
+        for first, second in [
+            (sp.csr_matrix(X), sp.csr_matrix(Y)),
+            (sp.csr_array(X), Y),
+            (X, sp.csc_matrix(Y)),
+        ]:
+            got = function(first, second, **options)
+            np.testing.assert_allclose(got, want, rtol=1e-11, atol=1e-12)
+        symmetric = function(sp.csr_matrix(X), **options)
+        assert np.array_equal(symmetric, symmetric.T)
+        np.testing.assert_allclose(symmetric, function(X, **options), rtol=1e-11, atol=1e-12)
+
+
+def test_out_of_any_layout_is_filled(tmp_path):
+    X, Y = data(31, 45, 5)
+    want = fastmtl.sigmoid_kernel(X, Y)
+    mapped = np.memmap(tmp_path / "out", dtype=np.float64, mode="w+", shape=want.shape)
+    for out in [
+        np.empty_like(want),
+        np.empty_like(want, order="F"),
+        np.zeros((31, 90))[:, ::2],
+        np.zeros((31, 60))[:, 3:48],
+        mapped,
+    ]:
+        assert fastmtl.sigmoid_kernel(X, Y, out=out) is out
+        np.testing.assert_array_equal(out, want)
+    square = np.empty((31, 31), order="F")
+    fastmtl.sigmoid_kernel(X, out=square)
+    np.testing.assert_array_equal(square, fastmtl.sigmoid_kernel(X))
+
+
+def test_the_number_of_threads_does_not_change_a_bit():
+    X, Y = data(300, 500, 17)
+    one = fastmtl.sigmoid_kernel(X, Y, n_threads=1)
+    assert np.array_equal(one, fastmtl.sigmoid_kernel(X, Y, n_threads=2))
+    assert np.array_equal(one, fastmtl.sigmoid_kernel(X, Y, n_threads=5))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"X": [[np.nan]]}, "X contains NaN"),
+        ({"Y": [[np.inf]]}, "Y contains infinity"),
+        ({"X": [1.0, 2.0]}, "Expected 2D array"),
+        ({"X": np.empty((0, 1))}, "0 sample"),
+        ({"Y": [[1.0, 2.0]]}, "Y has 2 features, X has 1"),
+        ({"X": [[1j]]}, "Complex data not supported"),
+        ({"X": [["a"]]}, "could not convert"),
+        ({"sigma": "scale"}, "sigma is 'scale'; pass a finite number"),
+        ({"sigma": np.nan}, "sigma is nan"),
+        ({"c": None}, "c is None"),
+        ({"n_threads": 0}, "n_threads is 0"),
+        ({"out": np.empty((2, 2))}, r"out has shape \(2, 2\)"),
+        ({"out": np.empty((1, 1), dtype=np.float32)}, "dtype float32"),
+        ({"out": [[0.0]]}, "out is a list"),
+    ],
+)
+def test_bad_input_is_named(change, words):
+    arguments = {"X": [[1.0]], "Y": [[1.0]], **change}
+    with pytest.raises(ValueError, match=words):
+        fastmtl.sigmoid_kernel(**arguments)
+
+
+def test_read_only_out_is_refused():
+    out = np.zeros((1, 1))
+    out.flags.writeable = False
+    with pytest.raises(ValueError, match="out is read-only"):
+        fastmtl.sigmoid_kernel([[1.0]], out=out)
