@@ -5,8 +5,11 @@ __version__ = "0.1.0"
 from fastmtl.config import get_config, show_config
 from fastmtl.coupling import TaskCoupling
 from fastmtl.linear import MultiTaskSGDClassifier, MultiTaskSGDRegressor
+from fastmtl.network import MultiTaskNetworkClassifier, MultiTaskNetworkRegressor
 
 __all__ = [
+    "MultiTaskNetworkClassifier",
+    "MultiTaskNetworkRegressor",
     "MultiTaskSGDClassifier",
     "MultiTaskSGDRegressor",
     "TaskCoupling",

@@ -893,6 +893,7 @@ static int NAME(network_train_)(const network_job *job) {
     const double *set = job->settings;
     int64_t batch = (int64_t)set[SET_BATCH], F, P = job->n_parameters;
     NAME(lay_out_)(&n, job, batch, 1, (char *)job->workspace);
+    n.training = set[SET_RATE] != 0;
     F = n.n_features;
     real *w = n.parameters, *G = (real *)job->gradient, *m = (real *)job->state, *v = m + P;
     real rate = (real)set[SET_RATE];
