@@ -12,8 +12,11 @@ from fastmtl.kernels import (
     tanh_kernel,
 )
 from fastmtl.linear import MultiTaskSGDClassifier, MultiTaskSGDRegressor
+from fastmtl.network import MultiTaskNetworkClassifier, MultiTaskNetworkRegressor
 
 __all__ = [
+    "MultiTaskNetworkClassifier",
+    "MultiTaskNetworkRegressor",
     "MultiTaskSGDClassifier",
     "MultiTaskSGDRegressor",
     "TaskCoupling",

@@ -1,0 +1,175 @@
+"""Every layer kind against PyTorch: outputs, one gradient, twenty steps of SGD."""
+
+import numpy as np
+import pytest
+
+from fastmtl import MultiTaskNetworkClassifier, MultiTaskNetworkRegressor
+from fastmtl.layers import (
+    GRU,
+    LSTM,
+    RNN,
+    Concat,
+    Conv2D,
+    Dense,
+    Dropout,
+    Flatten,
+    LayerNorm,
+    MaxPool2D,
+)
+
+torch = pytest.importorskip("torch")
+TOLERANCE = {"float32": 1e-5, "float64": 1e-10}
+N = 24
+IMAGE = [Conv2D(3, 2, activation="relu"), MaxPool2D(2), Flatten()]
+
+TRUNKS = {
+    "none": ([], (5,), False),
+    **{
+        f"dense {activation}": ([Dense(9, activation), Dense(18, activation)], (5,), False)
+        for activation in ("identity", "relu", "leaky_relu", "tanh", "sigmoid", "gelu")
+    },
+    "layernorm": ([Dense(9, "tanh"), LayerNorm("relu"), Dense(4)], (5,), False),
+    "conv": ([Conv2D(4, 3), MaxPool2D(2), Conv2D(2, 2, "tanh"), Flatten()], (9, 8, 2), False),
+    "two inputs": ([Concat(IMAGE, IMAGE), Dense(8)], ((7, 6, 1), (8, 8, 2)), False),
+    "rnn": ([RNN(6)], (7, 3), False),
+    "rnn, lengths": ([RNN(6, return_sequences=True), RNN(4)], (7, 3), True),
+    "lstm": ([LSTM(6)], (7, 3), False),
+    "lstm, lengths": ([LSTM(6, return_sequences=True), LSTM(4)], (7, 3), True),
+    "gru": ([GRU(6)], (7, 3), False),
+    "gru, lengths": ([GRU(6, return_sequences=True), GRU(4)], (7, 3), True),
+    "sequence, flattened": ([LSTM(5, return_sequences=True), Flatten(), Dense(4)], (5, 2), True),
+}
+
+
+def data(shape, with_lengths, seed=0):
+    rng = np.random.default_rng(seed)
+    shapes = shape if isinstance(shape[0], tuple) else (shape,)
+    X = tuple(rng.normal(size=(N, *s)) for s in shapes)
+    lengths = rng.integers(1, shapes[0][0] + 1, N) if with_lengths else None
+    return rng, (X if len(X) > 1 else X[0]), lengths
+
+
+def tensors(X, dtype):
+    if isinstance(X, tuple):
+        return tuple(torch.from_numpy(part.astype(dtype)) for part in X)
+    return torch.from_numpy(X.astype(dtype))
+
+
+def assert_close(got, want, dtype):
+    want = want.detach().numpy()
+    scale = max(1.0, np.abs(want).max())
+    np.testing.assert_allclose(got, want, rtol=0, atol=TOLERANCE[dtype] * scale)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", TRUNKS)
+def test_twenty_steps_of_sgd_are_those_of_pytorch(name, dtype):
+    trunk, shape, with_lengths = TRUNKS[name]
+    rng, X, lengths = data(shape, with_lengths)
+    Y = rng.normal(size=(N, 3))
+    Y[rng.random(Y.shape) < 0.2] = np.nan
+    rate, alpha, decay = 0.05, 0.02, 0.03
+    model = MultiTaskNetworkRegressor(
+        trunk=trunk,
+        solver="sgd",
+        learning_rate_init=rate,
+        batch_size=N,
+        alpha=alpha,
+        weight_decay=decay,
+        coupling="mean",
+        dtype=dtype,
+        random_state=0,
+        max_iter=1,
+    )
+    model.fit(X, Y, lengths=lengths)
+    module = model.to_torch()
+    inputs = tensors(X, dtype)
+    steps = None if lengths is None else torch.from_numpy(lengths)
+    assert_close(model.predict(X, lengths=lengths), module(inputs, steps), dtype)
+
+    present = torch.from_numpy(~np.isnan(Y))
+    target = torch.from_numpy(np.nan_to_num(Y).astype(dtype))
+    # Decay is for kernels, not biases; the heads' penalty takes their intercepts in.
+    kernels = [
+        parameter
+        for key, parameter in module.named_parameters()
+        if key.startswith("layers") and "bias" not in key
+    ]
+    norms = [p for key, p in module.named_modules() if isinstance(p, torch.nn.LayerNorm)]
+    kernels = [p for p in kernels if all(p is not norm.weight for norm in norms)]
+    optimiser = torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=rate)
+    for _ in range(20):
+        optimiser.zero_grad()
+        error = torch.where(present, module(inputs, steps) - target, torch.zeros(1).to(target))
+        loss = 0.5 * (error**2).sum() / N
+        loss = loss + 0.5 * alpha * ((module.head**2).sum() + (module.head_intercept**2).sum())
+        loss = loss + 0.5 * decay * sum((p**2).sum() for p in kernels)
+        loss.backward()
+        optimiser.step()
+        model.partial_fit(X, Y, lengths=lengths)
+    assert_close(model.predict(X, lengths=lengths), module(inputs, steps), dtype)
+    assert_close(model.transform(X, lengths=lengths), module.features(inputs, steps), dtype)
+    H, intercept = model._state.heads()
+    assert_close(H, module.head, dtype)
+    assert_close(intercept, module.head_intercept, dtype)
+    rebuilt = model.to_torch()
+    for (key, got), want in zip(rebuilt.named_parameters(), module.parameters()):
+        assert_close(got.detach().numpy(), want, dtype)
+        assert np.isfinite(got.detach().numpy()).all(), key
+
+
+@pytest.mark.parametrize(
+    ("solver", "make"),
+    [
+        ("adam", lambda p, a: torch.optim.Adam(p, lr=0.01, weight_decay=a)),
+        ("adamw", lambda p, a: torch.optim.AdamW(p, lr=0.01, weight_decay=a)),
+        ("momentum", lambda p, a: torch.optim.SGD(p, lr=0.01, momentum=0.9, weight_decay=a)),
+        (
+            "nesterov",
+            lambda p, a: torch.optim.SGD(p, lr=0.01, momentum=0.9, nesterov=True, weight_decay=a),
+        ),
+    ],
+)
+@pytest.mark.parametrize("clip_norm", [None, 0.05])
+def test_optimisers_and_softmax_heads_are_those_of_pytorch(solver, make, clip_norm):
+    rng, X, _ = data((5,), False)
+    Y = np.column_stack([rng.permutation(np.arange(N) % 3), rng.permutation(np.arange(N) % 4)])
+    # A trunk without layers: every parameter is in a head, and one decay covers them all.
+    model = MultiTaskNetworkClassifier(
+        trunk=[],
+        solver=solver,
+        learning_rate_init=0.01,
+        batch_size=N,
+        alpha=0.1,
+        clip_norm=clip_norm,
+        dtype="float64",
+        random_state=0,
+    )
+    classes = np.arange(4)
+    model.partial_fit(X, Y, classes=classes)
+    module = model.to_torch()
+    model._state.moments[...] = 0
+    model._state.steps = 0
+    optimiser = make(module.parameters(), 0.1)
+    for _ in range(20):
+        optimiser.zero_grad()
+        scores = module(tensors(X, "float64"))
+        entropy = torch.nn.functional.cross_entropy
+        loss = sum(
+            entropy(scores[:, 4 * t : 4 * t + 4], torch.from_numpy(Y[:, t])) for t in range(2)
+        )
+        loss.backward()
+        if clip_norm:
+            torch.nn.utils.clip_grad_norm_(module.parameters(), clip_norm, error_if_nonfinite=True)
+        optimiser.step()
+        model.partial_fit(X, Y)
+    H, intercept = model._state.heads()
+    np.testing.assert_allclose(H, module.head.detach().numpy(), atol=2e-8)
+    np.testing.assert_allclose(intercept, module.head_intercept.detach().numpy(), atol=2e-8)
+
+
+def test_dropout_is_off_outside_training_in_both():
+    _, X, _ = data((5,), False)
+    model = MultiTaskNetworkRegressor(trunk=[Dense(8), Dropout(0.5)], max_iter=2, random_state=0)
+    model.fit(X, X[:, :2])
+    assert_close(model.predict(X), model.to_torch().eval()(tensors(X, "float32")), "float32")
