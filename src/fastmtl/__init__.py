@@ -6,6 +6,7 @@ from fastmtl.config import get_config, show_config
 from fastmtl.coupling import TaskCoupling
 from fastmtl.kernel_machines import MultiTaskKernelRidge, MultiTaskSVC, MultiTaskSVR
 from fastmtl.linear import MultiTaskSGDClassifier, MultiTaskSGDRegressor
+from fastmtl.nystroem import SigmoidNystroem, make_kernel_sgd
 
 __all__ = [
     "MultiTaskKernelRidge",
@@ -13,8 +14,10 @@ __all__ = [
     "MultiTaskSGDRegressor",
     "MultiTaskSVC",
     "MultiTaskSVR",
+    "SigmoidNystroem",
     "TaskCoupling",
     "__version__",
     "get_config",
+    "make_kernel_sgd",
     "show_config",
 ]

@@ -15,7 +15,6 @@ import joblib
 import numpy as np
 import scipy.linalg
 import scipy.sparse as sp
-from scipy.special import expit
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import accuracy_score, pairwise, r2_score
@@ -42,10 +41,14 @@ LIBSVM_LIMIT = 10_000_000
 
 
 def _sigmoid(X, Y, *, sigma, c):
+    # logistic(z) = ½ + ½ tanh(z / 2): NumPy's tanh is vectorised, SciPy's expit is not.
     gram = safe_sparse_dot(X, Y.T, dense_output=True)
     gram += c
-    gram *= sigma
-    return expit(gram, out=gram)
+    gram *= 0.5 * sigma
+    np.tanh(gram, out=gram)
+    gram *= 0.5
+    gram += 0.5
+    return gram
 
 
 # name: (function of two matrices, the estimator's parameters that it takes)
