@@ -4,6 +4,7 @@ __version__ = "0.1.0"
 
 from fastmtl.config import get_config, show_config
 from fastmtl.coupling import TaskCoupling
+from fastmtl.kernel_machines import MultiTaskKernelRidge, MultiTaskSVC, MultiTaskSVR
 from fastmtl.kernels import (
     linear_kernel,
     polynomial_kernel,
@@ -13,16 +14,22 @@ from fastmtl.kernels import (
 )
 from fastmtl.linear import MultiTaskSGDClassifier, MultiTaskSGDRegressor
 from fastmtl.network import MultiTaskNetworkClassifier, MultiTaskNetworkRegressor
+from fastmtl.nystroem import SigmoidNystroem, make_kernel_sgd
 
 __all__ = [
+    "MultiTaskKernelRidge",
     "MultiTaskNetworkClassifier",
     "MultiTaskNetworkRegressor",
     "MultiTaskSGDClassifier",
     "MultiTaskSGDRegressor",
+    "MultiTaskSVC",
+    "MultiTaskSVR",
+    "SigmoidNystroem",
     "TaskCoupling",
     "__version__",
     "get_config",
     "linear_kernel",
+    "make_kernel_sgd",
     "polynomial_kernel",
     "rbf_kernel",
     "show_config",
