@@ -75,7 +75,7 @@ def openmp_flags():
             except (CompileError, LinkError):
                 continue
     print(
-        "fastmtl: this compiler cannot build an OpenMP program, so fastmtl will run on one thread.\n"
+        "fastmtl: this compiler cannot build an OpenMP program, so fastmtl will use one thread.\n"
         "         Install OpenMP (libgomp or libomp) and rebuild for threads, or set\n"
         "         FASTMTL_OPENMP=0 to build without it and without this message.",
         file=sys.stderr,

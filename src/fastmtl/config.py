@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import numbers
 import os
 import platform
@@ -81,11 +82,10 @@ def _available_threads():
     return _physical_threads()
 
 
-def _physical_threads(_known=[]):
+@functools.cache
+def _physical_threads():
     # joblib starts a subprocess to count physical cores; once is enough.
-    if not _known:
-        _known.append(max(1, joblib.cpu_count(only_physical_cores=True)))
-    return _known[0]
+    return max(1, joblib.cpu_count(only_physical_cores=True))
 
 
 def get_config():

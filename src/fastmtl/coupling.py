@@ -385,7 +385,7 @@ class TaskCoupling:
 
 
 def resolve_coupling(coupling):
-    """Return a `TaskCoupling` for a word or a coupling; refuse anything else, a matrix above all."""
+    """Return a `TaskCoupling` for a word or a coupling; refuse anything else."""
     if isinstance(coupling, TaskCoupling):
         return coupling
     if isinstance(coupling, str) and coupling in WORDS:

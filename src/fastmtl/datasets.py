@@ -32,15 +32,15 @@ SHA256 = {
 
 SCHOOL = """Examination scores of 15,362 pupils in 139 London schools, 1985-1987 (ILEA).
 
-X (15362, 28): year, gender, verbal-reasoning band, ethnic group and school features, one-hot coded,
-and a constant; y: the score; task: the school. Used for multi-task learning by Bakker and Heskes
+X (15362, 28): year, gender, verbal-reasoning band, ethnic group and school features, one-hot
+coded, and a constant; y: the score; task: the school. Used for multi-task learning by Bakker and Heskes
 (2003), Evgeniou et al. (2005) and Argyriou et al. (2008). This coding is that of the MALSAR package,
 `data/school.mat`."""
 
 LANDMINE = """Radar images of 29 mine fields (Xue et al., 2007).
 
-X (14820, 9): moments, correlations, energy ratio and spatial variance of the signal; y: 1 for a mine
-(6.1 %), 0 for clutter; task: the field. Fields 0-14 are foliated, 15-28 bare ground."""
+X (14820, 9): moments, correlations, energy ratio and spatial variance of the signal; y: 1 for a
+mine (6.1 %), 0 for clutter; task: the field. Fields 0-14 are foliated, 15-28 bare ground."""
 
 
 def get_data_home(data_home=None):
@@ -71,8 +71,8 @@ def _read(name, origin, data_home):
     path = folder / name
     if not path.is_file():
         raise FileNotFoundError(
-            f"{name} is not in {folder}; place it there, or name its folder with data_home= or the "
-            f"environment variable FASTMTL_DATA. It is an .npz with arrays X, y and task, made from "
+            f"{name} is not in {folder}; place it there, or name its folder with data_home= or "
+            f"the environment variable FASTMTL_DATA. It is an .npz with arrays X, y and task, made from "
             f"{origin}"
         )
     content = path.read_bytes()
@@ -144,7 +144,7 @@ def _bunch(arrays, description, return_X_y):
 
 
 def load_digits_tasks(*, return_X_y=False):
-    """scikit-learn's digits seen by nine cameras, each blurred in a direction of its own (long form).
+    """scikit-learn's digits seen by nine cameras, each blurred its own way (long form).
 
     The image of camera (i, j) is 0.4 of the digit plus 0.6 of it moved by i - 1 rows and j - 1
     columns (around the edge). The cameras tell the same ten digits apart with pixels that overlap
@@ -344,9 +344,8 @@ def _draw(rng, n_samples, n_features, n_tasks, relation, kappa, missing, density
     if density is None:
         X = rng.normal(size=(n, n_features))
     else:
-        X = sp.random(
-            n, n_features, density=density, format="csr", random_state=rng, data_rvs=rng.normal
-        )
+        X = sp.random(n, n_features, density=density, format="csr", random_state=rng)
+        X.data = rng.normal(size=X.nnz)
     if missing is not None:
         return X, None, weights, C, X @ weights.T
     tasks = np.repeat(np.arange(n_tasks), sizes)

@@ -33,8 +33,8 @@ def sigmoid_kernel(X, Y=None, *, sigma=1.0, c=0.0, out=None, n_threads=None):
     Y : array-like or sparse matrix of shape (m, d), default=None
         None means X itself; the result is then exactly symmetric, in half the time.
     sigma : float, default=1.0
-        Slope. Where ``sigma * x·y`` stays small all entries are near ½, where it is large they are 0
-        or 1; standardised features want about ``1 / d``.
+        Slope. Where ``sigma * x·y`` stays small all entries are near ½, where it is large they are
+        0 or 1; standardised features want about ``1 / d``.
     c : float, default=0.0
         Offset added to the inner product.
     out : ndarray of shape (n, m), default=None

@@ -327,8 +327,8 @@ class _MultiTaskSGD(BaseEstimator):
 class MultiTaskSGDRegressor(RegressorMixin, _MultiTaskSGD):
     """Linear regression on many related tasks, by per-sample stochastic gradient descent.
 
-    Task t predicts ``x · w_t + b_t`` with ``w_t = Σ_r B[t, r] s_r + v_t``: vectors ``s_r`` shared by
-    all tasks and a task's own ``v_t``. The fit minimises
+    Task t predicts ``x · w_t + b_t`` with ``w_t = Σ_r B[t, r] s_r + v_t``: vectors ``s_r`` shared
+    by all tasks and a task's own ``v_t``. The fit minimises
 
         ``(1/n) Σ_t task_weight_t Σ_i weight_i loss(y_i, x_i·w_t + b_t)
         + alpha (½ Σ_r ‖s_r‖² + ½ Σ_t ‖v_t‖² / κ_t)``
@@ -589,12 +589,12 @@ class MultiTaskSGDClassifier(ClassifierMixin, _MultiTaskSGD):
     """Linear classification on many related tasks, by per-sample stochastic gradient descent.
 
     The model and the objective are those of :class:`MultiTaskSGDRegressor`; the loss is that of a
-    classifier. Where each task has two classes there is one score per task; with more, each task has
-    a softmax over its own classes, and tasks that have a class in common share its vector. It takes
+    classifier. Where each task has two classes there is one score per task; with more, each task
+    has a softmax over its own classes, and tasks that have a class in common share its vector. It takes
     Y of shape (n, n_tasks) where ``MultiOutputClassifier(LogisticRegression())`` does.
 
     In the long and the list form all tasks draw on one set of labels; with two labels in all, each
-    task has both. In the matrix form each column has its own. A task in which one class only was
+    task has both. In the matrix form each column has its own. A task in which only one class was
     seen is given all classes of the data, and leans on the shared part.
 
     Parameters

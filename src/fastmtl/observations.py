@@ -392,7 +392,7 @@ def _observe_matrix(X, Y, sample_weight, classification, known):
     empty = np.flatnonzero(~present.any(axis=0))
     if len(empty):
         raise ValueError(
-            f"y has no label at all for task {labels[empty[0]]!r} (column {empty[0]}); "
+            f"y has no label at all for task {labels.tolist()[empty[0]]!r} (column {empty[0]}); "
             "drop the column or supply labels"
         )
     task, row = np.nonzero(present.T)
