@@ -1,8 +1,8 @@
 """Networks: a trunk of layers shared by all tasks, and a linear head per task on its features.
 
-`MultiTaskNetworkRegressor` and `MultiTaskNetworkClassifier` turn data into observations, run epochs
-of the compiled engine, and store what came out. The heads are the linear model of the library:
-``w_t = Σ_r B[t, r] s_r + v_t`` on the trunk's features, so `coupling` means here what it means there.
+The estimators turn data into observations, run epochs of the compiled engine, and store what came
+out. The heads are the linear model of the library, ``w_t = Σ_r B[t, r] s_r + v_t`` on the trunk's
+features, so `coupling` means here what it means there.
 """
 
 from __future__ import annotations
@@ -434,7 +434,7 @@ class _MultiTaskNetwork(TransformerMixin, BaseEstimator):
             return X
         X, shapes, has_lengths = _flatten(self, X, lengths)
         if shapes != self._state.shapes:
-            given = [shape for shape in shapes]
+            given = list(shapes)
             if [int(np.prod(s)) for s in given] != [int(np.prod(s)) for s in self._state.shapes]:
                 return X  # the number of features is reported in scikit-learn's words
             raise ValueError(f"X has samples of shape {given}; in training {self._state.shapes}")
@@ -869,7 +869,7 @@ class MultiTaskNetworkClassifier(ClassifierMixin, _MultiTaskNetwork):
 
 
 def _flatten(model, X, lengths):
-    """X as one matrix (or a list of them) with lengths in a last column, and its samples' shapes."""
+    """X as one matrix (or a list of them), lengths as its last column; and the samples' shapes."""
     if isinstance(X, list) and X and all(isinstance(p, tuple) or np.ndim(p) >= 2 for p in X):
         if lengths is not None and (
             not isinstance(lengths, list | tuple) or len(lengths) != len(X)
@@ -986,35 +986,35 @@ def _train(model, observations, classes, state, task_weight, rng, max_iter, has_
     sample_start = np.append(first, len(row)).astype(np.int64)
     n, n_tasks = len(sample_row), observations.n_tasks
     X, lengths = _split_lengths(observations.X, state, has_lengths)
-    trunk, dtype = state.trunk, state.parameters.dtype
+    trunk, _dtype = state.trunk, state.parameters.dtype
     code = LOSSES[model.loss] if classes.binary else SOFTMAX
     widths = np.diff(state.head_start)[task]
-    fixed = dict(
-        layers=trunk.table,
-        X=X,
-        lengths=lengths,
-        sample_row=sample_row.astype(np.int64),
-        sample_start=sample_start,
-        task=task,
-        target=target,
-        head_start=state.head_start,
-        head_row=state.head_row,
-        head_mix=state.head_mix,
-        loss=np.full(n_tasks, code, dtype=np.int32),
-        loss_parameter=np.full(n_tasks, 0.5 if model.loss == "quantile" else 1.0),
-        head_offset=trunk.n_parameters,
-        n_head_rows=state.n_head_rows,
-        max_outputs=int(np.add.reduceat(widths, sample_start[:-1]).max()),
-        gradient=np.zeros_like(state.parameters),
-    )
+    fixed = {
+        "layers": trunk.table,
+        "X": X,
+        "lengths": lengths,
+        "sample_row": sample_row.astype(np.int64),
+        "sample_start": sample_start,
+        "task": task,
+        "target": target,
+        "head_start": state.head_start,
+        "head_row": state.head_row,
+        "head_mix": state.head_mix,
+        "loss": np.full(n_tasks, code, dtype=np.int32),
+        "loss_parameter": np.full(n_tasks, 0.5 if model.loss == "quantile" else 1.0),
+        "head_offset": trunk.n_parameters,
+        "n_head_rows": state.n_head_rows,
+        "max_outputs": int(np.add.reduceat(widths, sample_start[:-1]).max()),
+        "gradient": np.zeros_like(state.parameters),
+    }
     training, held_out = np.arange(n), None
     if model.early_stopping:
         shuffled = rng.permutation(n)
-        n_held = max(1, int(round(model.validation_fraction * n)))
+        n_held = max(1, round(model.validation_fraction * n))
         if n_held >= n:
             raise ValueError(
-                f"validation_fraction is {model.validation_fraction}, which leaves no row of {n} to "
-                "train on; lower it"
+                f"validation_fraction is {model.validation_fraction}, which leaves no row of {n} "
+                "to train on; lower it"
             )
         held_out, training = np.sort(shuffled[:n_held]), np.sort(shuffled[n_held:])
     optimiser = OPTIMISERS[model.solver]
@@ -1059,12 +1059,12 @@ def _train(model, observations, classes, state, task_weight, rng, max_iter, has_
                 state.steps += -(-len(part) // batch)
             gradient_norms = np.sqrt(norms)
             mean_loss = task_loss / np.maximum(task_weight * count, 1e-300)
-            entry = dict(
-                loss=float(task_loss.sum() / len(training)),
-                task_loss=mean_loss,
-                gradient_norms=gradient_norms,
-                learning_rate=float(rate),
-            )
+            entry = {
+                "loss": float(task_loss.sum() / len(training)),
+                "task_loss": mean_loss,
+                "gradient_norms": gradient_norms,
+                "learning_rate": float(rate),
+            }
             if uncertain:
                 task_weight = 0.5 / np.maximum(mean_loss, 1e-6)
             if held_out is not None:
