@@ -12,7 +12,6 @@
 #define part_load NAME(part_load_)
 #define part_store NAME(part_store_)
 #define add_lanes NAME(add_lanes_)
-#define vexp NAME(vexp_)
 #define layer NAME(layer_t)
 #define net NAME(net_t)
 
@@ -38,54 +37,17 @@ INLINE void part_store(real *p, vec v, int n) {
 INLINE real add_lanes(vec v) { return sum_lanes(v); }
 #endif
 
-#if VEC_BYTES
-INLINE vec NAME(clamp_)(vec x, real low, real high) {
-    ivec m = x < splat(low);
-    x = (vec)(((ivec)splat(low) & m) | ((ivec)x & ~m));
-    m = x > splat(high);
-    return (vec)(((ivec)splat(high) & m) | ((ivec)x & ~m));
-}
-/* exp by range reduction and Taylor's polynomial on |r| <= ln2/2; NaN stays NaN. */
-INLINE vec vexp(vec x) {
-#if IS_F32
-    const real magic = 12582912.0f;
-    const int shift = 23, terms = 7;
-    static const real c[] = {1.f / 5040, 1.f / 720, 1.f / 120, 1.f / 24, 1.f / 6, .5f, 1.f, 1.f};
-    x = NAME(clamp_)(x, -87.0f, 88.0f);
-    vec t = x * splat(1.44269504088896341f) + splat(magic), n = t - splat(magic);
-    vec r = x - n * splat(0.693359375f) + n * splat(2.12194440e-4f);
-#else
-    const real magic = 6755399441055744.0;
-    const int shift = 52, terms = 13;
-    static const real c[] = {1. / 6227020800., 1. / 479001600., 1. / 39916800., 1. / 3628800.,
-                             1. / 362880., 1. / 40320., 1. / 5040., 1. / 720., 1. / 120., 1. / 24.,
-                             1. / 6., .5, 1., 1.};
-    x = NAME(clamp_)(x, -708.0, 709.0);
-    vec t = x * splat(1.44269504088896341) + splat(magic), n = t - splat(magic);
-    vec r = x - n * splat(6.93147180369123816490e-01) - n * splat(1.90821492927058770002e-10);
-#endif
-    vec p = splat(c[0]);
-    for (int i = 1; i <= terms; i++) p = p * r + splat(c[i]);
-    return (vec)((ivec)p + ((ivec)t << shift));
-}
-#else
-INLINE vec vexp(vec x) { return (real)exp(x); }
-#endif
+#include "simd/vector_math.h"
 
-static void NAME(logistic_)(real *x, ptrdiff_t n) {
-    ptrdiff_t i = 0;
-    for (; i + LANES <= n; i += LANES) store(x + i, splat(1) / (splat(1) + vexp(-load(x + i))));
-    if (i < n) part_store(x + i, splat(1) / (splat(1) + vexp(-part_load(x + i, (int)(n - i)))), (int)(n - i));
-}
-static void NAME(tanh_)(real *x, ptrdiff_t n) {
-    ptrdiff_t i = 0;
-    for (; i + LANES <= n; i += LANES)
-        store(x + i, splat(1) - splat(2) / (splat(1) + vexp(load(x + i) + load(x + i))));
-    if (i < n) {
-        vec v = part_load(x + i, (int)(n - i));
-        part_store(x + i, splat(1) - splat(2) / (splat(1) + vexp(v + v)), (int)(n - i));
+#define MAP_IN_PLACE(name, function)                                                        \
+    static void NAME(name)(real *x, ptrdiff_t n) {                                          \
+        ptrdiff_t i = 0;                                                                    \
+        for (; i + LANES <= n; i += LANES) store(x + i, function(load(x + i)));             \
+        if (i < n) part_store(x + i, function(part_load(x + i, (int)(n - i))), (int)(n - i)); \
     }
-}
+MAP_IN_PLACE(logistic_, vlogistic)
+MAP_IN_PLACE(tanh_, vtanh)
+#undef MAP_IN_PLACE
 
 /* C = beta C + alpha A B, with A[m, k] at A[m rs + k cs] and rows of B and C contiguous. */
 INLINE void NAME(tile_)(const int MR, const int NV, int last, ptrdiff_t K, const real *A, ptrdiff_t rs,
@@ -306,7 +268,7 @@ static void *NAME(take_)(size_t *at, char *base, size_t bytes) {
 }
 
 static int64_t NAME(cache_size_)(const int64_t *row, int64_t batch) {
-    int64_t steps = row[COL_D0], units = row[COL_D2], pixels = row[COL_D0] * row[COL_D1];
+    int64_t steps = row[COL_D0], units = row[COL_D2];
     switch (row[COL_KIND]) {
     case LAYER_MAXPOOL2D: case LAYER_DROPOUT: return batch * row[COL_N_OUT];
     case LAYER_LAYERNORM: return batch * (row[COL_N_OUT] + 1);
@@ -314,7 +276,6 @@ static int64_t NAME(cache_size_)(const int64_t *row, int64_t batch) {
     case LAYER_RNN: return batch * units * (2 * steps + 1 + 2);
     case LAYER_LSTM: return batch * units * (steps + 1 + 4 * steps + steps + 1 + steps + 2);
     case LAYER_GRU: return batch * units * (steps + 1 + 3 * steps + 3 * steps + 3 * steps + 4);
-    case LAYER_CONV2D: (void)pixels; return 0;
     default: return 0;
     }
 }
@@ -978,7 +939,7 @@ const network_table NAME(network_table) = {
 #undef part_load
 #undef part_store
 #undef add_lanes
-#undef vexp
+#include "simd/vector_math_end.h"
 #undef layer
 #undef net
 #undef GEMM_NV
