@@ -40,7 +40,7 @@ __all__ = ["MultiTaskNetworkClassifier", "MultiTaskNetworkRegressor"]
 LOSSES = {"squared_error": 0, "huber": 1, "quantile": 4, "poisson": 5, "log_loss": 9}
 SOFTMAX = 100
 OPTIMISERS = {"sgd": 0, "momentum": 1, "nesterov": 2, "adam": 3, "adamw": 3}
-WORK_PER_CALL = 300_000_000  # multiply-adds, a fraction of a second, so that Ctrl-C is heard
+WORK_PER_CALL = 3_000_000_000  # multiply-adds, a fraction of a second, so that Ctrl-C is heard
 PREDICT_BATCH = 256
 
 
