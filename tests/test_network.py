@@ -15,6 +15,7 @@ from sklearn.preprocessing import StandardScaler
 from twins import network as cases
 
 from fastmtl import (
+    MultiTaskNetwork,
     MultiTaskNetworkClassifier,
     MultiTaskNetworkRegressor,
     MultiTaskSGDRegressor,
@@ -465,3 +466,57 @@ def test_bad_data_is_refused_by_name():
 def test_layers_that_cannot_be_are_refused(make):
     with pytest.raises(ValueError):
         make()
+
+
+def mixed(n=500):
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(n, 3))
+    Y = np.column_stack(
+        [X[:, 0] * X[:, 1], np.digitize(X[:, 0], [-1, 1]) + 5, np.exp(X[:, 2] / 2).round()]
+    )
+    Y[rng.random(Y.shape) < 0.2] = np.nan
+    return X, Y, ["squared_error", "log_loss", "poisson"]
+
+
+def test_tasks_of_different_kinds_share_a_trunk():
+    X, Y, losses = mixed()
+    model = MultiTaskNetwork(loss=losses, max_iter=60, learning_rate_init=0.01, random_state=0)
+    predicted = model.fit(X, Y).predict(X)
+    assert set(predicted[:, 1]) == {5.0, 6.0, 7.0}
+    assert (predicted[:, 2] > 0).all()
+    assert model.score(X, Y) > 0.7
+    proba = model.predict_proba(X)
+    assert proba[0] is None and proba[2] is None
+    np.testing.assert_array_equal(model.task_classes_[1][proba[1].argmax(1)], predicted[:, 1])
+    row, task = np.nonzero(~np.isnan(Y))
+    long = MultiTaskNetwork(
+        loss=dict(enumerate(losses)), max_iter=2, batch_size=1, solver="sgd", random_state=0
+    ).fit(X[row], Y[row, task], tasks=task)
+    assert long.predict(X[row], tasks=task).shape == row.shape
+    assert np.isfinite(long.score(X[row], Y[row, task], tasks=task))
+    with pytest.raises(ValueError, match="not in training"):
+        long.predict(X, tasks=np.full(len(X), 9))
+
+
+def test_one_kind_of_loss_is_the_regressor():
+    X, y, tasks = regression()
+    one = MultiTaskNetwork(hidden_layer_sizes=(8,), max_iter=5, random_state=0, coupling="mean")
+    one.fit(X, y, tasks=tasks)
+    want = small().fit(X, y, tasks=tasks).predict(X, tasks=tasks)
+    np.testing.assert_allclose(one.predict(X, tasks=tasks), want, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("loss", "match"),
+    [
+        ("hinge", "loss is 'hinge'"),
+        (["log_loss"], "1 entries for 3 tasks"),
+        ({0: "log_loss"}, "one for each task"),
+        (3, "loss is 3"),
+        ("poisson", "negative"),
+    ],
+)
+def test_losses_that_do_not_fit_the_tasks_are_refused(loss, match):
+    X, Y, _ = mixed()
+    with pytest.raises(ValueError, match=match):
+        MultiTaskNetwork(loss=loss).fit(X, Y)
