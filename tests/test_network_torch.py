@@ -67,7 +67,7 @@ def test_twenty_steps_of_sgd_are_those_of_pytorch(name, dtype):
     trunk, shape, with_lengths = TRUNKS[name]
     rng, X, lengths = data(shape, with_lengths)
     Y = rng.normal(size=(N, 3))
-    Y[rng.random(Y.shape) < 0.2] = np.nan
+    Y[:, 1:][rng.random((N, 2)) < 0.2] = np.nan
     rate, alpha, decay = 0.05, 0.02, 0.03
     model = MultiTaskNetworkRegressor(
         trunk=trunk,
@@ -160,12 +160,14 @@ def test_optimisers_and_softmax_heads_are_those_of_pytorch(solver, make, clip_no
         )
         loss.backward()
         if clip_norm:
-            torch.nn.utils.clip_grad_norm_(module.parameters(), clip_norm, error_if_nonfinite=True)
+            norm = torch.sqrt(sum((p.grad**2).sum() for p in module.parameters()))
+            for p in module.parameters():
+                p.grad *= min(1.0, clip_norm / norm)
         optimiser.step()
         model.partial_fit(X, Y)
     H, intercept = model._state.heads()
-    np.testing.assert_allclose(H, module.head.detach().numpy(), atol=2e-8)
-    np.testing.assert_allclose(intercept, module.head_intercept.detach().numpy(), atol=2e-8)
+    np.testing.assert_allclose(H, module.head.detach().numpy(), atol=1e-10)
+    np.testing.assert_allclose(intercept, module.head_intercept.detach().numpy(), atol=1e-10)
 
 
 def test_dropout_is_off_outside_training_in_both():

@@ -13,11 +13,16 @@ from fastmtl.kernels import (
     tanh_kernel,
 )
 from fastmtl.linear import MultiTaskSGDClassifier, MultiTaskSGDRegressor
-from fastmtl.network import MultiTaskNetworkClassifier, MultiTaskNetworkRegressor
+from fastmtl.network import (
+    MultiTaskNetwork,
+    MultiTaskNetworkClassifier,
+    MultiTaskNetworkRegressor,
+)
 from fastmtl.nystroem import SigmoidNystroem, make_kernel_sgd
 
 __all__ = [
     "MultiTaskKernelRidge",
+    "MultiTaskNetwork",
     "MultiTaskNetworkClassifier",
     "MultiTaskNetworkRegressor",
     "MultiTaskSGDClassifier",

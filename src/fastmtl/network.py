@@ -1,8 +1,8 @@
 """Networks: a trunk of layers shared by all tasks, and a linear head per task on its features.
 
-`MultiTaskNetworkRegressor` and `MultiTaskNetworkClassifier` turn data into observations, run epochs
-of the compiled engine, and store what came out. The heads are the linear model of the library:
-``w_t = Σ_r B[t, r] s_r + v_t`` on the trunk's features, so `coupling` means here what it means there.
+The estimators turn data into observations, run epochs of the compiled engine, and store what came
+out. The heads are the linear model of the library, ``w_t = Σ_r B[t, r] s_r + v_t`` on the trunk's
+features, so `coupling` means here what it means there.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import scipy.sparse as sp
+from scipy.special import softmax
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin, TransformerMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import accuracy_score, r2_score
@@ -35,12 +36,12 @@ from fastmtl.linear import (
 )
 from fastmtl.observations import Classes, encode_classes, observe, query
 
-__all__ = ["MultiTaskNetworkClassifier", "MultiTaskNetworkRegressor"]
+__all__ = ["MultiTaskNetwork", "MultiTaskNetworkClassifier", "MultiTaskNetworkRegressor"]
 
 LOSSES = {"squared_error": 0, "huber": 1, "quantile": 4, "poisson": 5, "log_loss": 9}
 SOFTMAX = 100
 OPTIMISERS = {"sgd": 0, "momentum": 1, "nesterov": 2, "adam": 3, "adamw": 3}
-WORK_PER_CALL = 300_000_000  # multiply-adds, a fraction of a second, so that Ctrl-C is heard
+WORK_PER_CALL = 3_000_000_000  # multiply-adds, a fraction of a second, so that Ctrl-C is heard
 PREDICT_BATCH = 256
 
 
@@ -207,6 +208,10 @@ class _MultiTaskNetwork(TransformerMixin, BaseEstimator):
     def _store_classes(self):
         pass
 
+    def _loss_codes(self, observations, classes):
+        code = LOSSES[self.loss] if classes.binary else SOFTMAX
+        return np.full(observations.n_tasks, code, dtype=np.int32)
+
     def _check_settings(self):
         for name in ("alpha", "weight_decay", "tol"):
             _check_number(self, name, low=0.0)
@@ -220,7 +225,7 @@ class _MultiTaskNetwork(TransformerMixin, BaseEstimator):
         for name in ("batch_size", "max_iter", "n_iter_no_change"):
             _check_number(self, name, low=1, integer=True)
         _check_number(self, "clip_norm", low=0.0, open_low=True, none=True)
-        _check_word(self, "loss", self._losses)
+        self._check_loss()
         _check_word(self, "solver", tuple(OPTIMISERS))
         _check_word(self, "unseen_tasks", ("shared", "error"))
         if not callable(self.learning_rate):
@@ -228,6 +233,9 @@ class _MultiTaskNetwork(TransformerMixin, BaseEstimator):
         if np.dtype(self.dtype) not in (np.float32, np.float64):
             raise ValueError(f"dtype is {self.dtype!r}; pass 'float32' or 'float64'")
         resolve_coupling(self.coupling)
+
+    def _check_loss(self):
+        _check_word(self, "loss", self._losses)
 
     def _layers(self):
         if self.trunk is not None:
@@ -434,7 +442,7 @@ class _MultiTaskNetwork(TransformerMixin, BaseEstimator):
             return X
         X, shapes, has_lengths = _flatten(self, X, lengths)
         if shapes != self._state.shapes:
-            given = [shape for shape in shapes]
+            given = list(shapes)
             if [int(np.prod(s)) for s in given] != [int(np.prod(s)) for s in self._state.shapes]:
                 return X  # the number of features is reported in scikit-learn's words
             raise ValueError(f"X has samples of shape {given}; in training {self._state.shapes}")
@@ -865,11 +873,280 @@ class MultiTaskNetworkClassifier(ClassifierMixin, _MultiTaskNetwork):
         return _score(accuracy_score, y, predicted, sample_weight)
 
 
+class MultiTaskNetwork(_MultiTaskNetwork):
+    """Regression and classification tasks in one network, with a loss for each task.
+
+    Trunk, heads and training are those of :class:`MultiTaskNetworkRegressor`. A task with
+    ``"log_loss"`` has a softmax over its own classes, which are numbers in y; the others have one
+    output. The shared heads are shared among the regression tasks, and by class among the others.
+
+    Parameters
+    ----------
+    loss : str, list of str or dict, default="squared_error"
+        ``"squared_error"``, ``"huber"``, ``"quantile"``, ``"poisson"`` or ``"log_loss"``: one for
+        all tasks, one for each in the order of ``tasks_``, or by task label.
+    trunk, hidden_layer_sizes, activation
+        The layers; see :class:`MultiTaskNetworkRegressor`.
+    coupling, alpha, weight_decay
+        How heads share, and the penalties. The default coupling is ``"independent"`` here.
+    solver, learning_rate_init, learning_rate, batch_size, max_iter
+        The optimiser.
+    momentum, beta_1, beta_2, epsilon, clip_norm
+        Its details.
+    task_weight, early_stopping, validation_fraction, n_iter_no_change, tol
+        Weights of the tasks (``"uncertainty"`` balances losses of different kinds), and when to stop.
+    dtype, task_column, unseen_tasks, warm_start, random_state, verbose
+        As in :class:`MultiTaskNetworkRegressor`; unseen tasks are always refused.
+
+    Attributes
+    ----------
+    task_classes_ : list of ndarray or None
+        The classes of each task; None for a regression task.
+    tasks_, coef_, intercept_, mixing_, kappa_, n_tasks_, n_iter_, n_features_in_, history_
+        As in :class:`MultiTaskNetworkRegressor`, with a row of ``coef_`` per output.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastmtl import MultiTaskNetwork
+    >>> rng = np.random.default_rng(0)
+    >>> X = rng.normal(size=(600, 2))
+    >>> product = X[:, 0] * X[:, 1]
+    >>> Y = np.column_stack([product, product > 0])
+    >>> model = MultiTaskNetwork(loss=["squared_error", "log_loss"], random_state=0).fit(X, Y)
+    >>> model.score(X, Y) > 0.9
+    True
+    """
+
+    _classification = False
+
+    def __init__(
+        self,
+        *,
+        loss="squared_error",
+        trunk=None,
+        hidden_layer_sizes=(64, 32),
+        activation="relu",
+        coupling="independent",
+        alpha=1e-4,
+        weight_decay=0.0,
+        solver="adam",
+        learning_rate_init=1e-3,
+        learning_rate="constant",
+        batch_size=32,
+        max_iter=100,
+        momentum=0.9,
+        beta_1=0.9,
+        beta_2=0.999,
+        epsilon=1e-8,
+        clip_norm=None,
+        task_weight=None,
+        early_stopping=False,
+        validation_fraction=0.1,
+        n_iter_no_change=10,
+        tol=1e-4,
+        dtype="float32",
+        task_column=None,
+        unseen_tasks="shared",
+        warm_start=False,
+        random_state=None,
+        verbose=0,
+    ):
+        super().__init__(
+            trunk=trunk,
+            hidden_layer_sizes=hidden_layer_sizes,
+            activation=activation,
+            coupling=coupling,
+            alpha=alpha,
+            weight_decay=weight_decay,
+            solver=solver,
+            learning_rate_init=learning_rate_init,
+            learning_rate=learning_rate,
+            batch_size=batch_size,
+            max_iter=max_iter,
+            momentum=momentum,
+            beta_1=beta_1,
+            beta_2=beta_2,
+            epsilon=epsilon,
+            clip_norm=clip_norm,
+            task_weight=task_weight,
+            early_stopping=early_stopping,
+            validation_fraction=validation_fraction,
+            n_iter_no_change=n_iter_no_change,
+            tol=tol,
+            dtype=dtype,
+            task_column=task_column,
+            unseen_tasks=unseen_tasks,
+            warm_start=warm_start,
+            random_state=random_state,
+            verbose=verbose,
+        )
+        self.loss = loss
+
+    def _check_loss(self):
+        given = self.loss
+        if isinstance(given, str):
+            words = [given]
+        elif isinstance(given, dict):
+            words = list(given.values())
+        elif isinstance(given, list | tuple):
+            words = list(given)
+        else:
+            words = [given]
+        for word in words:
+            if not isinstance(word, str) or word not in LOSSES:
+                raise ValueError(
+                    f"loss is {given!r}; pass one of {', '.join(map(repr, LOSSES))}, a list with "
+                    "one per task, or a dict by task"
+                )
+
+    def _losses_of(self, tasks):
+        if isinstance(self.loss, str):
+            return [self.loss] * len(tasks)
+        if isinstance(self.loss, dict):
+            labels = tasks.tolist()
+            if set(self.loss) != set(labels):
+                raise ValueError(
+                    f"loss has keys {list(self.loss)!r}; pass one for each task, {labels!r}"
+                )
+            return [self.loss[label] for label in labels]
+        if len(self.loss) != len(tasks):
+            raise ValueError(f"loss has {len(self.loss)} entries for {len(tasks)} tasks")
+        return list(self.loss)
+
+    def _encode(self, observations, known=None):
+        losses = self._losses_of(observations.tasks)
+        start, target = observations.task_start, observations.target
+        parts = [target[start[t] : start[t + 1]] for t in range(observations.n_tasks)]
+        own = [np.unique(part) if loss == "log_loss" else None for part, loss in zip(parts, losses)]
+        for label, classes, part, loss in zip(observations.tasks, own, parts, losses):
+            if classes is not None and len(classes) < 2:
+                raise ValueError(f"y has one class only ({classes[0]:g}) for task {label!r}")
+            if loss == "poisson" and len(part) and part.min() < 0:
+                raise ValueError(
+                    f"y has a negative entry for task {label!r}, whose loss is poisson"
+                )
+        lists = [classes for classes in own if classes is not None]
+        union = np.unique(np.concatenate(lists)) if lists else np.empty(0)
+        # Output 0 is that of the regression tasks; the classes follow.
+        columns = [
+            np.zeros(1, dtype=np.int64) if c is None else 1 + np.searchsorted(union, c) for c in own
+        ]
+        code = target.astype(np.float64).copy()
+        for t, classes in enumerate(own):
+            if classes is not None:
+                code[start[t] : start[t + 1]] = np.searchsorted(classes, parts[t])
+        self._own_classes = own
+        return Classes(np.concatenate([[np.nan], union]), columns, False, code)
+
+    def _loss_codes(self, observations, classes):
+        losses = self._losses_of(observations.tasks)
+        codes = [SOFTMAX if loss == "log_loss" else LOSSES[loss] for loss in losses]
+        return np.array(codes, dtype=np.int32)
+
+    def _store_classes(self):
+        self.task_classes_ = self.__dict__.pop("_own_classes")
+
+    def _all_outputs(self, X, lengths):
+        features = self.transform(X, lengths=lengths)
+        weights = self._weights()
+        scores = features @ weights[:, :-1].T + weights[:, -1]
+        return np.split(scores, self._state.head_start[1:-1], axis=1)
+
+    def _answer(self, t, scores):
+        if self.task_classes_[t] is not None:
+            return self.task_classes_[t][scores.argmax(axis=1)]
+        if self._losses_of(self.tasks_)[t] == "poisson":
+            return np.exp(scores[:, 0])
+        return scores[:, 0]
+
+    def predict(self, X, *, tasks=None, lengths=None):
+        """Predict numbers, or classes where a task's loss is ``"log_loss"``.
+
+        Parameters
+        ----------
+        X, lengths
+            As in :meth:`fit`.
+        tasks : array-like of shape (n,), default=None
+            The task label of each row. Without it, a model fitted on Y (n, n_tasks) predicts all
+            tasks for each row.
+
+        Returns
+        -------
+        y : ndarray of shape (n,) or (n, n_tasks), or list of ndarray
+        """
+        queries = query(self, self._flat(X, lengths), tasks=tasks)
+        features, weights = self._features(queries.X), self._weights()
+        scores = features @ weights[:, :-1].T + weights[:, -1]
+        parts = np.split(scores, self._state.head_start[1:-1], axis=1)
+        if queries.task is None:
+            return np.column_stack([self._answer(t, part) for t, part in enumerate(parts)])
+        if (queries.task < 0).any():
+            raise ValueError("tasks has labels that were not in training; their loss is not known")
+        answers = np.empty(len(scores))
+        for t in np.unique(queries.task):
+            rows = queries.task == t
+            answers[rows] = self._answer(t, parts[t][rows])
+        return _in_form(answers, queries)
+
+    def predict_proba(self, X, *, lengths=None):
+        """Class probabilities of every classification task for every row.
+
+        Parameters
+        ----------
+        X, lengths
+            As in :meth:`transform`.
+
+        Returns
+        -------
+        proba : list of ndarray of shape (n, n_classes_t), or None for regression tasks
+        """
+        return [
+            None if classes is None else softmax(part, axis=1)
+            for classes, part in zip(self.task_classes_, self._all_outputs(X, lengths))
+        ]
+
+    def score(self, X, y, *, tasks=None, lengths=None):
+        """Mean over the tasks of R² (regression) or accuracy (classification).
+
+        Parameters
+        ----------
+        X, y, tasks, lengths
+            As in :meth:`fit`.
+
+        Returns
+        -------
+        score : float
+        """
+        check_is_fitted(self, "_state")
+        predicted = self.predict(X, tasks=tasks, lengths=lengths)
+        if isinstance(predicted, list):
+            pairs = list(zip(y, predicted))
+        elif predicted.ndim == 2:
+            y = np.asarray(y, dtype=np.float64)
+            pairs = [
+                (column[~np.isnan(column)], p[~np.isnan(column)])
+                for column, p in zip(y.T, predicted.T)
+            ]
+        elif tasks is None and self.task_column is None:
+            pairs = [(np.ravel(y), predicted)]
+        else:
+            code = query(self, self._flat(X, lengths), tasks=tasks).task
+            y = np.asarray(y, dtype=np.float64)
+            pairs = [(y[code == t], predicted[code == t]) for t in range(self.n_tasks_)]
+        scores = [
+            (r2_score if classes is None else accuracy_score)(truth, guess)
+            for classes, (truth, guess) in zip(self.task_classes_, pairs)
+            if len(truth)
+        ]
+        return float(np.mean(scores))
+
+
 # -- data ----------------------------------------------------------------------------------------
 
 
 def _flatten(model, X, lengths):
-    """X as one matrix (or a list of them) with lengths in a last column, and its samples' shapes."""
+    """X as one matrix (or a list of them), lengths as its last column; and the samples' shapes."""
     if isinstance(X, list) and X and all(isinstance(p, tuple) or np.ndim(p) >= 2 for p in X):
         if lengths is not None and (
             not isinstance(lengths, list | tuple) or len(lengths) != len(X)
@@ -986,35 +1263,35 @@ def _train(model, observations, classes, state, task_weight, rng, max_iter, has_
     sample_start = np.append(first, len(row)).astype(np.int64)
     n, n_tasks = len(sample_row), observations.n_tasks
     X, lengths = _split_lengths(observations.X, state, has_lengths)
-    trunk, dtype = state.trunk, state.parameters.dtype
-    code = LOSSES[model.loss] if classes.binary else SOFTMAX
+    trunk, _dtype = state.trunk, state.parameters.dtype
+    codes = model._loss_codes(observations, classes)
     widths = np.diff(state.head_start)[task]
-    fixed = dict(
-        layers=trunk.table,
-        X=X,
-        lengths=lengths,
-        sample_row=sample_row.astype(np.int64),
-        sample_start=sample_start,
-        task=task,
-        target=target,
-        head_start=state.head_start,
-        head_row=state.head_row,
-        head_mix=state.head_mix,
-        loss=np.full(n_tasks, code, dtype=np.int32),
-        loss_parameter=np.full(n_tasks, 0.5 if model.loss == "quantile" else 1.0),
-        head_offset=trunk.n_parameters,
-        n_head_rows=state.n_head_rows,
-        max_outputs=int(np.add.reduceat(widths, sample_start[:-1]).max()),
-        gradient=np.zeros_like(state.parameters),
-    )
+    fixed = {
+        "layers": trunk.table,
+        "X": X,
+        "lengths": lengths,
+        "sample_row": sample_row.astype(np.int64),
+        "sample_start": sample_start,
+        "task": task,
+        "target": target,
+        "head_start": state.head_start,
+        "head_row": state.head_row,
+        "head_mix": state.head_mix,
+        "loss": codes,
+        "loss_parameter": np.where(codes == LOSSES["quantile"], 0.5, 1.0),
+        "head_offset": trunk.n_parameters,
+        "n_head_rows": state.n_head_rows,
+        "max_outputs": int(np.add.reduceat(widths, sample_start[:-1]).max()),
+        "gradient": np.zeros_like(state.parameters),
+    }
     training, held_out = np.arange(n), None
     if model.early_stopping:
         shuffled = rng.permutation(n)
-        n_held = max(1, int(round(model.validation_fraction * n)))
+        n_held = max(1, round(model.validation_fraction * n))
         if n_held >= n:
             raise ValueError(
-                f"validation_fraction is {model.validation_fraction}, which leaves no row of {n} to "
-                "train on; lower it"
+                f"validation_fraction is {model.validation_fraction}, which leaves no row of {n} "
+                "to train on; lower it"
             )
         held_out, training = np.sort(shuffled[:n_held]), np.sort(shuffled[n_held:])
     optimiser = OPTIMISERS[model.solver]
@@ -1059,12 +1336,12 @@ def _train(model, observations, classes, state, task_weight, rng, max_iter, has_
                 state.steps += -(-len(part) // batch)
             gradient_norms = np.sqrt(norms)
             mean_loss = task_loss / np.maximum(task_weight * count, 1e-300)
-            entry = dict(
-                loss=float(task_loss.sum() / len(training)),
-                task_loss=mean_loss,
-                gradient_norms=gradient_norms,
-                learning_rate=float(rate),
-            )
+            entry = {
+                "loss": float(task_loss.sum() / len(training)),
+                "task_loss": mean_loss,
+                "gradient_norms": gradient_norms,
+                "learning_rate": float(rate),
+            }
             if uncertain:
                 task_weight = 0.5 / np.maximum(mean_loss, 1e-6)
             if held_out is not None:

@@ -74,7 +74,13 @@ def forward_cases(rng, dtype):
         layers, X, lengths, size = trunk_case(rng, dtype, rows, with_lengths)
         parameters = (0.3 * rng.normal(size=size)).astype(dtype)
         for batch in (1, 4, 64):
-            yield dict(layers=layers, X=X, lengths=lengths, parameters=parameters, batch=batch)
+            yield {
+                "layers": layers,
+                "X": X,
+                "lengths": lengths,
+                "parameters": parameters,
+                "batch": batch,
+            }
 
 
 def train_case(rng, dtype, rows, with_lengths, optimiser=0, batch=1, **settings):
@@ -99,31 +105,33 @@ def train_case(rng, dtype, rows, with_lengths, optimiser=0, batch=1, **settings)
     values[[0, 1, 2, 5, 6, 7, 10]] = [optimiser, batch, 0.01, 0.9, 0.999, 1e-8, 77]
     for name, value in settings.items():
         values[2 if name == "rate" else at[names.index(name)]] = value
-    return dict(
-        layers=layers,
-        X=X,
-        lengths=lengths,
-        sample_row=rng.permutation(n).astype(np.int64),
-        sample_start=sample_start.astype(np.int64),
-        task=task,
-        target=target,
-        weight=rng.uniform(0.5, 1.5, len(task)),
-        order=np.concatenate([rng.permutation(n), rng.permutation(n)])[:20].astype(np.int64),
-        head_start=head_start.astype(np.int64),
-        head_row=head_row,
-        head_mix=head_mix,
-        loss=np.array([0, 100, 9, 1], np.int32),
-        loss_parameter=np.array([0, 0, 0, 0.4]),
-        head_offset=size,
-        n_head_rows=9,
-        max_outputs=6,
-        parameters=((0.05 if size > 9000 else 0.2) * rng.normal(size=n_parameters)).astype(dtype),
-        state=np.zeros((2, n_parameters), dtype),
-        gradient=np.zeros(n_parameters, dtype),
-        settings=values,
-        layer_norms=np.zeros(len(rows) + 1),
-        task_loss=np.zeros(T),
-    )
+    return {
+        "layers": layers,
+        "X": X,
+        "lengths": lengths,
+        "sample_row": rng.permutation(n).astype(np.int64),
+        "sample_start": sample_start.astype(np.int64),
+        "task": task,
+        "target": target,
+        "weight": rng.uniform(0.5, 1.5, len(task)),
+        "order": np.concatenate([rng.permutation(n), rng.permutation(n)])[:20].astype(np.int64),
+        "head_start": head_start.astype(np.int64),
+        "head_row": head_row,
+        "head_mix": head_mix,
+        "loss": np.array([0, 100, 9, 1], np.int32),
+        "loss_parameter": np.array([0, 0, 0, 0.4]),
+        "head_offset": size,
+        "n_head_rows": 9,
+        "max_outputs": 6,
+        "parameters": ((0.05 if size > 9000 else 0.2) * rng.normal(size=n_parameters)).astype(
+            dtype
+        ),
+        "state": np.zeros((2, n_parameters), dtype),
+        "gradient": np.zeros(n_parameters, dtype),
+        "settings": values,
+        "layer_norms": np.zeros(len(rows) + 1),
+        "task_loss": np.zeros(T),
+    }
 
 
 def train_cases(rng, dtype):

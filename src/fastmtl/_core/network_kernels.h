@@ -12,7 +12,6 @@
 #define part_load NAME(part_load_)
 #define part_store NAME(part_store_)
 #define add_lanes NAME(add_lanes_)
-#define vexp NAME(vexp_)
 #define layer NAME(layer_t)
 #define net NAME(net_t)
 
@@ -38,54 +37,17 @@ INLINE void part_store(real *p, vec v, int n) {
 INLINE real add_lanes(vec v) { return sum_lanes(v); }
 #endif
 
-#if VEC_BYTES
-INLINE vec NAME(clamp_)(vec x, real low, real high) {
-    ivec m = x < splat(low);
-    x = (vec)(((ivec)splat(low) & m) | ((ivec)x & ~m));
-    m = x > splat(high);
-    return (vec)(((ivec)splat(high) & m) | ((ivec)x & ~m));
-}
-/* exp by range reduction and Taylor's polynomial on |r| <= ln2/2; NaN stays NaN. */
-INLINE vec vexp(vec x) {
-#if IS_F32
-    const real magic = 12582912.0f;
-    const int shift = 23, terms = 7;
-    static const real c[] = {1.f / 5040, 1.f / 720, 1.f / 120, 1.f / 24, 1.f / 6, .5f, 1.f, 1.f};
-    x = NAME(clamp_)(x, -87.0f, 88.0f);
-    vec t = x * splat(1.44269504088896341f) + splat(magic), n = t - splat(magic);
-    vec r = x - n * splat(0.693359375f) + n * splat(2.12194440e-4f);
-#else
-    const real magic = 6755399441055744.0;
-    const int shift = 52, terms = 13;
-    static const real c[] = {1. / 6227020800., 1. / 479001600., 1. / 39916800., 1. / 3628800.,
-                             1. / 362880., 1. / 40320., 1. / 5040., 1. / 720., 1. / 120., 1. / 24.,
-                             1. / 6., .5, 1., 1.};
-    x = NAME(clamp_)(x, -708.0, 709.0);
-    vec t = x * splat(1.44269504088896341) + splat(magic), n = t - splat(magic);
-    vec r = x - n * splat(6.93147180369123816490e-01) - n * splat(1.90821492927058770002e-10);
-#endif
-    vec p = splat(c[0]);
-    for (int i = 1; i <= terms; i++) p = p * r + splat(c[i]);
-    return (vec)((ivec)p + ((ivec)t << shift));
-}
-#else
-INLINE vec vexp(vec x) { return (real)exp(x); }
-#endif
+#include "simd/vector_math.h"
 
-static void NAME(logistic_)(real *x, ptrdiff_t n) {
-    ptrdiff_t i = 0;
-    for (; i + LANES <= n; i += LANES) store(x + i, splat(1) / (splat(1) + vexp(-load(x + i))));
-    if (i < n) part_store(x + i, splat(1) / (splat(1) + vexp(-part_load(x + i, (int)(n - i)))), (int)(n - i));
-}
-static void NAME(tanh_)(real *x, ptrdiff_t n) {
-    ptrdiff_t i = 0;
-    for (; i + LANES <= n; i += LANES)
-        store(x + i, splat(1) - splat(2) / (splat(1) + vexp(load(x + i) + load(x + i))));
-    if (i < n) {
-        vec v = part_load(x + i, (int)(n - i));
-        part_store(x + i, splat(1) - splat(2) / (splat(1) + vexp(v + v)), (int)(n - i));
+#define MAP_IN_PLACE(name, function)                                                        \
+    static void NAME(name)(real *x, ptrdiff_t n) {                                          \
+        ptrdiff_t i = 0;                                                                    \
+        for (; i + LANES <= n; i += LANES) store(x + i, function(load(x + i)));             \
+        if (i < n) part_store(x + i, function(part_load(x + i, (int)(n - i))), (int)(n - i)); \
     }
-}
+MAP_IN_PLACE(logistic_, vlogistic)
+MAP_IN_PLACE(tanh_, vtanh)
+#undef MAP_IN_PLACE
 
 /* C = beta C + alpha A B, with A[m, k] at A[m rs + k cs] and rows of B and C contiguous. */
 INLINE void NAME(tile_)(const int MR, const int NV, int last, ptrdiff_t K, const real *A, ptrdiff_t rs,
@@ -132,6 +94,7 @@ INLINE void NAME(tile_)(const int MR, const int NV, int last, ptrdiff_t K, const
 #define GEMM_MR 4
 #endif
 
+#define ROW_BLOCK 192
 #define GEMM_ROWS(NV, LAST)                                                                        \
     do {                                                                                           \
         ptrdiff_t m = 0;                                                                           \
@@ -236,13 +199,16 @@ INLINE void NAME(axpy_)(ptrdiff_t n, real a, const real *x, real *y) {
     for (; i + LANES <= n; i += LANES) store(y + i, load(y + i) + splat(a) * load(x + i));
     for (; i < n; i++) y[i] += a * x[i];
 }
-/* b (cols, rows_padded) = aᵀ, rows beyond the last set to zero */
+/* b (cols, rows) = aᵀ; padded, the rest of each row of b is set to zero */
 static void NAME(transpose_)(ptrdiff_t rows, ptrdiff_t cols, const real *a, ptrdiff_t lda, real *b, ptrdiff_t ldb) {
     for (ptrdiff_t j0 = 0; j0 < cols; j0 += 16)
         for (ptrdiff_t i = 0; i < rows; i++) {
             ptrdiff_t j1 = j0 + 16 < cols ? j0 + 16 : cols;
             for (ptrdiff_t j = j0; j < j1; j++) b[j * ldb + i] = a[i * lda + j];
         }
+}
+static void NAME(transpose_padded_)(ptrdiff_t rows, ptrdiff_t cols, const real *a, ptrdiff_t lda, real *b, ptrdiff_t ldb) {
+    NAME(transpose_)(rows, cols, a, lda, b, ldb);
     for (ptrdiff_t j = 0; j < cols; j++)
         for (ptrdiff_t i = rows; i < ldb; i++) b[j * ldb + i] = 0;
 }
@@ -290,7 +256,7 @@ typedef struct {
     const network_job *job;
     layer *layers;
     int64_t n_layers, batch, n_features;
-    real *transposed, *transposed_2, *weights_t, *outputs;
+    real *transposed, *transposed_2, *weights_t, *windows, *outputs;
     int32_t *lengths;
     int64_t *rows;
     real *parameters;
@@ -306,7 +272,7 @@ static void *NAME(take_)(size_t *at, char *base, size_t bytes) {
 }
 
 static int64_t NAME(cache_size_)(const int64_t *row, int64_t batch) {
-    int64_t steps = row[COL_D0], units = row[COL_D2], pixels = row[COL_D0] * row[COL_D1];
+    int64_t steps = row[COL_D0], units = row[COL_D2];
     switch (row[COL_KIND]) {
     case LAYER_MAXPOOL2D: case LAYER_DROPOUT: return batch * row[COL_N_OUT];
     case LAYER_LAYERNORM: return batch * (row[COL_N_OUT] + 1);
@@ -314,7 +280,6 @@ static int64_t NAME(cache_size_)(const int64_t *row, int64_t batch) {
     case LAYER_RNN: return batch * units * (2 * steps + 1 + 2);
     case LAYER_LSTM: return batch * units * (steps + 1 + 4 * steps + steps + 1 + steps + 2);
     case LAYER_GRU: return batch * units * (steps + 1 + 3 * steps + 3 * steps + 3 * steps + 4);
-    case LAYER_CONV2D: (void)pixels; return 0;
     default: return 0;
     }
 }
@@ -323,7 +288,7 @@ static int64_t NAME(cache_size_)(const int64_t *row, int64_t batch) {
 static size_t NAME(lay_out_)(net *n, const network_job *job, int64_t batch, int training, char *base) {
     size_t at = 0;
     layer scratch;
-    int64_t widest = 1, recurrent = 1;
+    int64_t widest = 1, largest = 1, windows_size = 1;
     int64_t padded = (batch + LANES - 1) / LANES * LANES;
     layer *layers = TAKE(layer, job->n_layers);
     for (int64_t i = 0; i < job->n_layers; i++) {
@@ -341,11 +306,16 @@ static size_t NAME(lay_out_)(net *n, const network_job *job, int64_t batch, int 
         }
         if (row[COL_N_OUT] > widest) widest = row[COL_N_OUT];
         if (row[COL_N_IN] > widest) widest = row[COL_N_IN];
-        if (row[COL_KIND] != LAYER_DENSE && row[COL_N_WEIGHTS] > recurrent) recurrent = row[COL_N_WEIGHTS];
+        if (row[COL_KIND] != LAYER_DENSE && row[COL_N_WEIGHTS] > largest) largest = row[COL_N_WEIGHTS];
+        if (row[COL_KIND] == LAYER_CONV2D) {
+            int64_t own = row[COL_N_OUT] / row[COL_D4] * row[COL_D3] * row[COL_D3] * row[COL_D2];
+            windows_size = own > windows_size ? own : windows_size;
+        }
     }
     real *transposed = training ? TAKE(real, widest * padded) : NULL;
-    real *transposed_2 = training ? TAKE(real, widest * padded) : NULL;
-    real *weights_t = TAKE(real, recurrent);
+    real *transposed_2 = training ? TAKE(real, ROW_BLOCK * padded) : NULL;
+    real *weights_t = TAKE(real, largest);
+    real *windows = TAKE(real, windows_size);
     real *outputs = training ? TAKE(real, batch * job->max_outputs) : NULL;
     int32_t *lengths = TAKE(int32_t, batch);
     int64_t *rows = TAKE(int64_t, batch);
@@ -358,6 +328,7 @@ static size_t NAME(lay_out_)(net *n, const network_job *job, int64_t batch, int 
         n->transposed = transposed;
         n->transposed_2 = transposed_2;
         n->weights_t = weights_t;
+        n->windows = windows;
         n->outputs = outputs;
         n->lengths = lengths;
         n->rows = rows;
@@ -529,25 +500,34 @@ static void NAME(recurrent_backward_)(net *n, layer *l, int64_t b, real *out, re
     }
 }
 
-/* -- convolution (valid, stride 1) without im2col: in a row of pixels, a window's line is contiguous */
+/* -- convolution (valid, stride 1): one sample's windows side by side, then one product ---------- */
+
+static void NAME(windows_)(const int64_t *row, const real *x, real *windows) {
+    int64_t W = row[COL_D1], c = row[COL_D2], k = row[COL_D3], ho = row[COL_D0] - k + 1, wo = W - k + 1;
+    for (int64_t y = 0; y < ho; y++)
+        for (int64_t p = 0; p < wo; p++)
+            for (int64_t ky = 0; ky < k; ky++) {
+                const real *line = x + ((y + ky) * W + p) * c;
+                for (int64_t j = 0; j < k * c; j++) *windows++ = line[j];
+            }
+}
 
 static void NAME(conv_forward_)(net *n, layer *l, int64_t b) {
     const int64_t *row = l->row;
-    int64_t W = row[COL_D1], c = row[COL_D2], k = row[COL_D3], f = row[COL_D4];
-    int64_t ho = row[COL_D0] - k + 1, wo = W - k + 1;
-    const real *w = n->parameters + row[COL_OFFSET], *bias = w + k * k * c * f;
+    int64_t k = row[COL_D3], f = row[COL_D4], size = k * k * row[COL_D2], pixels = row[COL_N_OUT] / f;
+    const real *w = n->parameters + row[COL_OFFSET], *bias = w + size * f;
     const real *x = n->layers[row[COL_IN]].value;
-    for (int64_t i = 0; i < b; i++)
-        for (int64_t y = 0; y < ho; y++) {
-            real *out = l->value + i * row[COL_N_OUT] + y * wo * f;
-            for (int64_t p = 0; p < wo; p++) memcpy(out + p * f, bias, (size_t)f * sizeof(real));
-            for (int64_t ky = 0; ky < k; ky++)
-                NAME(gemm_)(wo, f, k * c, x + i * row[COL_N_IN] + (y + ky) * W * c, c, 1, w + ky * k * c * f, f, out, f, 1, 1);
-        }
+    for (int64_t i = 0; i < b; i++) {
+        real *out = l->value + i * row[COL_N_OUT];
+        NAME(windows_)(row, x + i * row[COL_N_IN], n->windows);
+        for (int64_t p = 0; p < pixels; p++) memcpy(out + p * f, bias, (size_t)f * sizeof(real));
+        NAME(gemm_)(pixels, f, size, n->windows, size, 1, w, f, out, f, 1, 1);
+    }
 }
+
 static void NAME(conv_backward_)(net *n, layer *l, int64_t b, real *out, real alpha, real beta) {
     const int64_t *row = l->row;
-    int64_t W = row[COL_D1], c = row[COL_D2], k = row[COL_D3], f = row[COL_D4];
+    int64_t W = row[COL_D1], c = row[COL_D2], k = row[COL_D3], f = row[COL_D4], size = k * k * c;
     int64_t ho = row[COL_D0] - k + 1, wo = W - k + 1;
     const real *w = n->parameters + row[COL_OFFSET];
     layer *below = n->layers + row[COL_IN];
@@ -562,14 +542,12 @@ static void NAME(conv_backward_)(net *n, layer *l, int64_t b, real *out, real al
     }
     if (beta != 1)
         for (int64_t i = 0; i < row[COL_N_WEIGHTS]; i++) out[i] *= beta;
-    real *gb = out + k * k * c * f;
-    for (int64_t i = 0; i < b; i++)
-        for (int64_t y = 0; y < ho; y++) {
-            const real *g = l->grad + i * row[COL_N_OUT] + y * wo * f;
-            for (int64_t ky = 0; ky < k; ky++)
-                NAME(gemm_)(k * c, f, wo, below->value + i * row[COL_N_IN] + (y + ky) * W * c, 1, c, g, f, out + ky * k * c * f, f, alpha, 1);
-            for (int64_t p = 0; p < wo; p++) NAME(axpy_)(f, alpha, g + p * f, gb);
-        }
+    for (int64_t i = 0; i < b; i++) {
+        const real *g = l->grad + i * row[COL_N_OUT];
+        NAME(windows_)(row, below->value + i * row[COL_N_IN], n->windows);
+        NAME(gemm_)(size, f, ho * wo, n->windows, 1, size, g, f, out, f, alpha, 1);
+        for (int64_t p = 0; p < ho * wo; p++) NAME(axpy_)(f, alpha, g + p * f, out + size * f);
+    }
 }
 
 static void NAME(network_forward_batch_)(net *n, int64_t b) {
@@ -688,13 +666,17 @@ static void NAME(network_backward_)(net *n, int64_t b, int fused, real *gradient
                     if (below->wants_grad) below->grad[i] = g;
                 }
             } else {
-                if (below->wants_grad) {
-                    int64_t padded = (b + LANES - 1) / LANES * LANES;
-                    NAME(transpose_)(b, n_out, l->grad, n_out, n->transposed, padded);
-                    NAME(gemm_)(n_in, padded, n_out, w, n_out, 1, n->transposed, padded, n->transposed_2, padded, 1, 0);
-                    NAME(transpose_)(n_in, b, n->transposed_2, padded, below->grad, n_in);
+                /* Block by block of input units, so that weights are still in cache for their update. */
+                int64_t padded = (b + LANES - 1) / LANES * LANES;
+                if (below->wants_grad) NAME(transpose_padded_)(b, n_out, l->grad, n_out, n->transposed, padded);
+                for (int64_t i = 0; i < n_in; i += ROW_BLOCK) {
+                    int64_t rows = n_in - i < ROW_BLOCK ? n_in - i : ROW_BLOCK;
+                    if (below->wants_grad) {
+                        NAME(gemm_)(rows, padded, n_out, w + i * n_out, n_out, 1, n->transposed, padded, n->transposed_2, padded, 1, 0);
+                        NAME(transpose_)(rows, b, n->transposed_2, padded, below->grad + i, n_in);
+                    }
+                    NAME(gemm_)(rows, n_out, b, below->value + i, 1, n_in, l->grad, n_out, out + i * n_out, n_out, alpha, beta);
                 }
-                NAME(gemm_)(n_in, n_out, b, below->value, 1, n_in, l->grad, n_out, out, n_out, alpha, beta);
             }
             for (int64_t i = 0; i < b; i++) NAME(axpy_)(n_out, alpha, l->grad + i * n_out, gb);
             break;
@@ -978,10 +960,11 @@ const network_table NAME(network_table) = {
 #undef part_load
 #undef part_store
 #undef add_lanes
-#undef vexp
+#include "simd/vector_math_end.h"
 #undef layer
 #undef net
 #undef GEMM_NV
 #undef GEMM_MR
 #undef GEMM_ROWS
+#undef ROW_BLOCK
 #undef TAKE

@@ -334,9 +334,8 @@ def network_train(
     for first in range(0, len(order), batch):
         samples = order[first : first + batch]
         rows = sample_row[samples]
-        values, pres, caches = _forward(
-            layers, X[rows], lengths[rows], parameters, settings if rate else None, step
-        )
+        draws = settings if rate else None
+        values, pres, caches = _forward(layers, X[rows], lengths[rows], parameters, draws, step)
         features = values[-1]
         grad = np.zeros_like(features)
         g_all = np.zeros_like(parameters)
