@@ -161,7 +161,7 @@ class _KernelMachine(BaseEstimator):
             )
         factors = resolve_coupling(self.coupling).factor(observations.n_tasks)
         rows, source, row = self._rows(observations)
-        kernel = self._kernel(rows)
+        kernel = self._kernel(rows, np.bincount(row, observations.weight, minlength=rows.shape[0]))
         outputs, projection = self._solve(kernel, rows, row, observations, classes, weight, factors)
         self._store(observations, classes, factors, kernel, rows, source, outputs, projection)
         return self
@@ -198,7 +198,7 @@ class _KernelMachine(BaseEstimator):
             X = X[row]
         return X, row, np.arange(len(row))
 
-    def _kernel(self, X):
+    def _kernel(self, X, weight):
         if callable(self.kernel):
             return _Kernel(self.kernel, {}, own=True)
         if self.kernel == "precomputed":
@@ -207,7 +207,7 @@ class _KernelMachine(BaseEstimator):
         arguments = {name: getattr(self, name) for name in names}
         for name in ("sigma", "gamma"):
             if isinstance(arguments.get(name), str):
-                arguments[name] = _scale(X, arguments[name])
+                arguments[name] = _scale(X, arguments[name], weight)
         return _Kernel(function, arguments, own=False)
 
     def _gram(self, kernel, rows):
@@ -525,7 +525,8 @@ class MultiTaskSVC(ClassifierMixin, _SupportVectorMachine):
         ``(gamma x·x' + coef0)^degree``, ``"linear"`` is ``x·x'``; ``"precomputed"`` takes Gram
         matrices for X; a callable maps (n, d) and (m, d) to a Gram matrix (n, m).
     sigma, gamma : {"scale", "auto"} or float, default="scale"
-        ``"scale"`` is ``1 / (d · X.var())``, ``"auto"`` is ``1 / d``.
+        ``"scale"`` is ``1 / (d · X.var())``, rows weighted by `sample_weight`, and ``"auto"`` is
+        ``1 / d``.
     c, coef0 : float, default=0.0
     degree : int, default=3
     coupling : {"mean", "independent", "pooled"} or TaskCoupling, default="mean"
@@ -1005,6 +1006,11 @@ class MultiTaskKernelRidge(_Regressor, _KernelMachine):
         self.unseen_tasks = unseen_tasks
         self.n_threads = n_threads
 
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.regressor_tags.poor_score = True  # the default sigmoid kernel is nearly constant
+        return tags
+
     def _check_settings(self):
         super()._check_settings()
         _check_number(self, "alpha", low=0.0, open_low=True)
@@ -1108,14 +1114,18 @@ def _free_intercepts(beta, gradient, lower, upper, epsilon, group, task):
     return intercept[group]
 
 
-def _scale(X, word):
+def _scale(X, word, weight=None):
+    """``1 / d``, or divided by the variance of X's entries too, its rows weighted."""
     d = X.shape[1]
     if word == "auto":
         return 1.0 / d
+    weight = np.ones(X.shape[0]) if weight is None else weight
     if sp.issparse(X):
-        variance = X.multiply(X).mean() - X.mean() ** 2
+        squares = weight @ X.multiply(X).sum(axis=1)
     else:
-        variance = X.var(dtype=np.float64)
+        squares = weight @ np.einsum("ij,ij->i", X, X, dtype=np.float64)
+    count = d * weight.sum()
+    variance = float(np.sum(squares)) / count - (np.sum(weight @ X) / count) ** 2
     return 1.0 / (d * variance) if variance > 0 else 1.0 / d
 
 

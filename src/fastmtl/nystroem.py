@@ -242,7 +242,7 @@ def make_kernel_sgd(
     Parameters
     ----------
     model : MultiTaskSGDClassifier or MultiTaskSGDRegressor, default=None
-        None takes ``MultiTaskSGDClassifier(loss="hinge")``. Its coupling, penalty and loss are
+        None takes ``MultiTaskSGDClassifier()``. Its coupling, penalty and loss are
         those of the kernel machine.
     feature_map : transformer, default=None
         None takes ``SigmoidNystroem(1000)``.
@@ -290,6 +290,8 @@ def _model_has(name):
     def check(machine):
         model = machine._own_model() if not hasattr(machine, "model_") else machine.model_
         getattr(model, name)
+        if name == "predict_proba" and getattr(model, "loss", name) != "log_loss":
+            raise AttributeError(f"predict_proba needs loss='log_loss', but loss is {model.loss!r}")
         return True
 
     return check
@@ -316,7 +318,7 @@ class KernelSGD(BaseEstimator):
         self.random_state = random_state
 
     def _own_model(self):
-        return MultiTaskSGDClassifier(loss="hinge") if self.model is None else self.model
+        return MultiTaskSGDClassifier() if self.model is None else self.model
 
     def fit(self, X, y, *, tasks=None, sample_weight=None):
         """Fit the map on the rows of X, then the model on their features.
