@@ -17,13 +17,19 @@ import scipy.linalg
 import scipy.sparse as sp
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.metrics import accuracy_score, pairwise, r2_score
-from sklearn.utils.extmath import safe_sparse_dot
+from sklearn.metrics import accuracy_score, r2_score
 from sklearn.utils.validation import check_is_fitted
 
 from fastmtl._core.dual_cd import minimise
 from fastmtl.config import resolve_threads
 from fastmtl.coupling import resolve_coupling
+from fastmtl.kernels import (
+    linear_kernel,
+    polynomial_kernel,
+    rbf_kernel,
+    sigmoid_kernel,
+    tanh_kernel,
+)
 from fastmtl.linear import (
     MultiTaskSGDClassifier,
     _check_number,
@@ -40,24 +46,13 @@ BLOCK_ENTRIES = 4_000_000  # of the Gram matrix between queries and training row
 LIBSVM_LIMIT = 10_000_000
 
 
-def _sigmoid(X, Y, *, sigma, c):
-    # logistic(z) = ½ + ½ tanh(z / 2): NumPy's tanh is vectorised, SciPy's expit is not.
-    gram = safe_sparse_dot(X, Y.T, dense_output=True)
-    gram += c
-    gram *= 0.5 * sigma
-    np.tanh(gram, out=gram)
-    gram *= 0.5
-    gram += 0.5
-    return gram
-
-
 # name: (function of two matrices, the estimator's parameters that it takes)
 KERNELS = {
-    "sigmoid": (_sigmoid, ("sigma", "c")),
-    "tanh": (pairwise.sigmoid_kernel, ("gamma", "coef0")),
-    "rbf": (pairwise.rbf_kernel, ("gamma",)),
-    "poly": (pairwise.polynomial_kernel, ("gamma", "coef0", "degree")),
-    "linear": (pairwise.linear_kernel, ()),
+    "sigmoid": (sigmoid_kernel, ("sigma", "c")),
+    "tanh": (tanh_kernel, ("gamma", "coef0")),
+    "rbf": (rbf_kernel, ("gamma",)),
+    "poly": (polynomial_kernel, ("gamma", "coef0", "degree")),
+    "linear": (linear_kernel, ()),
 }
 
 
@@ -69,10 +64,12 @@ class _Kernel:
     arguments: dict
     own: bool  # the user's callable
 
-    def __call__(self, X, Y):
-        gram = self.function(X, Y, **self.arguments)
+    def __call__(self, X, Y=None, *, n_threads=None, out=None):
+        """The Gram matrix of X and Y, or of X with itself."""
         if not self.own:
-            return gram
+            return self.function(X, Y, **self.arguments, n_threads=n_threads, out=out)
+        Y = X if Y is None else Y
+        gram = self.function(X, Y)
         gram = np.asarray(gram)
         wanted = (X.shape[0], Y.shape[0])
         if gram.shape != wanted or gram.dtype.kind not in "fiu":
@@ -82,11 +79,14 @@ class _Kernel:
             )
         if not np.isfinite(gram).all():
             raise ValueError("kernel returned NaN or infinity; it must be finite on every pair")
-        return gram
+        if out is None:
+            return gram
+        out[...] = gram
+        return out
 
     def diagonal(self, X):
         parts = [slice(i, i + 64) for i in range(0, X.shape[0], 64)]
-        return np.concatenate([np.diagonal(self(X[part], X[part])) for part in parts])
+        return np.concatenate([np.diagonal(self(X[part], n_threads=1)) for part in parts])
 
 
 @dataclass
@@ -161,7 +161,7 @@ class _KernelMachine(BaseEstimator):
             )
         factors = resolve_coupling(self.coupling).factor(observations.n_tasks)
         rows, source, row = self._rows(observations)
-        kernel = self._kernel(rows)
+        kernel = self._kernel(rows, np.bincount(row, observations.weight, minlength=rows.shape[0]))
         outputs, projection = self._solve(kernel, rows, row, observations, classes, weight, factors)
         self._store(observations, classes, factors, kernel, rows, source, outputs, projection)
         return self
@@ -198,7 +198,7 @@ class _KernelMachine(BaseEstimator):
             X = X[row]
         return X, row, np.arange(len(row))
 
-    def _kernel(self, X):
+    def _kernel(self, X, weight):
         if callable(self.kernel):
             return _Kernel(self.kernel, {}, own=True)
         if self.kernel == "precomputed":
@@ -207,17 +207,18 @@ class _KernelMachine(BaseEstimator):
         arguments = {name: getattr(self, name) for name in names}
         for name in ("sigma", "gamma"):
             if isinstance(arguments.get(name), str):
-                arguments[name] = _scale(X, arguments[name])
+                arguments[name] = _scale(X, arguments[name], weight)
         return _Kernel(function, arguments, own=False)
 
     def _gram(self, kernel, rows):
         """The whole Gram matrix, or None where it exceeds `cache_size`."""
         n = rows.shape[0]
         if kernel is None:
+            _check_symmetric(rows, "X is a precomputed Gram matrix that")
             return rows
         if n * n * rows.dtype.itemsize > self.cache_size * 2**20:
             return None
-        gram = kernel(rows, rows)
+        gram = kernel(rows, n_threads=self.n_threads)
         if kernel.own:
             _check_symmetric(gram, "kernel returned a Gram matrix that")
             gram = np.ascontiguousarray(gram, dtype=rows.dtype)
@@ -305,7 +306,7 @@ class _KernelMachine(BaseEstimator):
     def _query_gram(self, X, support=slice(None)):
         if self._kernel_function is None:
             return X[:, self._columns[support]]
-        return self._kernel_function(X, self._support_rows[support])
+        return self._kernel_function(X, self._support_rows[support], n_threads=self.n_threads)
 
     def _scores(self, X, tasks):
         """Scores of queries: (n, n_outputs), or (n, n_tasks, n_outputs) in the matrix form."""
@@ -403,7 +404,8 @@ class _SupportVectorMachine(_KernelMachine):
                 buffer = np.zeros((slots, n_rows), dtype=rows.dtype)
 
                 def fetch(wanted, slot):
-                    buffer[slot] = kernel(rows[wanted : wanted + 1], rows)[0]
+                    row_of_gram = buffer[slot : slot + 1]
+                    kernel(rows[wanted : wanted + 1], rows, n_threads=1, out=row_of_gram)
 
             return self._solve_one(
                 (buffer, fetch, diagonal),
@@ -523,7 +525,8 @@ class MultiTaskSVC(ClassifierMixin, _SupportVectorMachine):
         ``(gamma x·x' + coef0)^degree``, ``"linear"`` is ``x·x'``; ``"precomputed"`` takes Gram
         matrices for X; a callable maps (n, d) and (m, d) to a Gram matrix (n, m).
     sigma, gamma : {"scale", "auto"} or float, default="scale"
-        ``"scale"`` is ``1 / (d · X.var())``, ``"auto"`` is ``1 / d``.
+        ``"scale"`` is ``1 / (d · X.var())``, rows weighted by `sample_weight`, and ``"auto"`` is
+        ``1 / d``.
     c, coef0 : float, default=0.0
     degree : int, default=3
     coupling : {"mean", "independent", "pooled"} or TaskCoupling, default="mean"
@@ -559,7 +562,8 @@ class MultiTaskSVC(ClassifierMixin, _SupportVectorMachine):
         A task not seen in training is predicted with the shared part and the mean intercept, or
         refused.
     n_threads : int or None, default=None
-        Threads over the classes' problems, where there are several. None and -1 take all cores.
+        Threads of the Gram matrix, and over the classes' problems where there are several. None
+        and -1 take all cores.
 
     Attributes
     ----------
@@ -832,7 +836,7 @@ class MultiTaskSVR(_Regressor, _SupportVectorMachine):
     task_column : int, str or None, default=None
     unseen_tasks : {"shared", "error"}, default="shared"
     n_threads : int or None, default=None
-        As in :class:`MultiTaskSVC`; a regression is one problem and runs on one thread.
+        As in :class:`MultiTaskSVC`; a regression is one problem.
 
     Attributes
     ----------
@@ -942,7 +946,7 @@ class MultiTaskKernelRidge(_Regressor, _KernelMachine):
     task_column : int, str or None, default=None
     unseen_tasks : {"shared", "error"}, default="shared"
     n_threads : int or None, default=None
-        Taken for uniformity; the factorisation uses the threads of BLAS.
+        Threads of the Gram matrix; the factorisation uses those of BLAS.
 
     Attributes
     ----------
@@ -1001,6 +1005,11 @@ class MultiTaskKernelRidge(_Regressor, _KernelMachine):
         self.task_column = task_column
         self.unseen_tasks = unseen_tasks
         self.n_threads = n_threads
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.regressor_tags.poor_score = True  # the default sigmoid kernel is nearly constant
+        return tags
 
     def _check_settings(self):
         super()._check_settings()
@@ -1105,14 +1114,18 @@ def _free_intercepts(beta, gradient, lower, upper, epsilon, group, task):
     return intercept[group]
 
 
-def _scale(X, word):
+def _scale(X, word, weight=None):
+    """``1 / d``, or divided by the variance of X's entries too, its rows weighted."""
     d = X.shape[1]
     if word == "auto":
         return 1.0 / d
+    weight = np.ones(X.shape[0]) if weight is None else weight
     if sp.issparse(X):
-        variance = X.multiply(X).mean() - X.mean() ** 2
+        squares = weight @ X.multiply(X).sum(axis=1)
     else:
-        variance = X.var(dtype=np.float64)
+        squares = weight @ np.einsum("ij,ij->i", X, X, dtype=np.float64)
+    count = d * weight.sum()
+    variance = float(np.sum(squares)) / count - (np.sum(weight @ X) / count) ** 2
     return 1.0 / (d * variance) if variance > 0 else 1.0 / d
 
 
@@ -1129,9 +1142,6 @@ def _check_precomputed(model, X):
         raise ValueError(
             f"X has shape {shape}, but kernel='precomputed' needs a square Gram matrix, (n, n)"
         )
-    X = np.asarray(X)
-    if X.dtype.kind in "fiu" and np.isfinite(X).all():
-        _check_symmetric(X, "X is a precomputed Gram matrix that")
 
 
 def _check_query_gram(model, X):
@@ -1144,14 +1154,15 @@ def _check_query_gram(model, X):
 
 
 def _check_symmetric(gram, what):
-    """Refuse an asymmetric Gram matrix, by blocks of rows so as to need no second one."""
-    n = gram.shape[0]
+    """Refuse an asymmetric Gram matrix, by tiles so as to need no second one."""
+    parts = [slice(begin, begin + 256) for begin in range(0, gram.shape[0], 256)]
     largest = asymmetry = 0.0
-    for begin in range(0, n, 256):
-        part = slice(begin, begin + 256)
-        block, mirror = gram[part, begin:], gram[begin:, part].T
-        largest = max(largest, float(np.abs(block).max()))
-        asymmetry = max(asymmetry, float(np.abs(block - mirror).max()))
+    for i, rows in enumerate(parts):
+        for columns in parts[i:]:
+            tile = gram[rows, columns]
+            largest = max(largest, float(tile.max()), -float(tile.min()))
+            difference = tile - gram[columns, rows].T
+            asymmetry = max(asymmetry, float(difference.max()), -float(difference.min()))
     limit = 1e-4 if gram.dtype == np.float32 else 1e-8
     if asymmetry > limit * max(largest, 1e-300):
         raise ValueError(

@@ -22,12 +22,13 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from fastmtl.kernel_machines import KERNELS, _scale
+from fastmtl.kernels import linear_kernel
 from fastmtl.linear import MultiTaskSGDClassifier, _check_number, _check_word, _score
 from fastmtl.observations import is_list_form, split_task_column
 
 __all__ = ["SigmoidNystroem", "make_kernel_sgd"]
 
-BLOCK_ROWS = 8192
+BLOCK_ROWS = 2048
 CANDIDATES_PER_LANDMARK = 4
 
 
@@ -195,11 +196,15 @@ class SigmoidNystroem(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         X = self._validate(X, reset=False)
         function = KERNELS[self.kernel][0]
         dtype = np.result_type(X.dtype, self.normalization_.dtype)
-        features = np.empty((X.shape[0], self.normalization_.shape[1]), dtype=dtype)
+        landmarks = self.components_.astype(dtype, copy=False)
+        # Both products by the same engine: the threads of two would get in each other's way.
+        projection = np.ascontiguousarray(self.normalization_.T, dtype=dtype)
+        features = np.empty((X.shape[0], len(projection)), dtype=dtype)
+        buffer = np.empty((min(BLOCK_ROWS, X.shape[0]), landmarks.shape[0]), dtype=dtype)
         for begin in range(0, X.shape[0], BLOCK_ROWS):
-            part = slice(begin, begin + BLOCK_ROWS)
-            gram = function(X[part], self.components_, **self._arguments)
-            np.matmul(gram, self.normalization_, out=features[part])
+            rows = X[begin : begin + BLOCK_ROWS].astype(dtype, copy=False)
+            gram = function(rows, landmarks, out=buffer[: rows.shape[0]], **self._arguments)
+            linear_kernel(gram, projection, out=features[begin : begin + BLOCK_ROWS])
         return features
 
     def _validate(self, X, *, reset):
@@ -237,7 +242,7 @@ def make_kernel_sgd(
     Parameters
     ----------
     model : MultiTaskSGDClassifier or MultiTaskSGDRegressor, default=None
-        None takes ``MultiTaskSGDClassifier(loss="hinge")``. Its coupling, penalty and loss are
+        None takes ``MultiTaskSGDClassifier()``. Its coupling, penalty and loss are
         those of the kernel machine.
     feature_map : transformer, default=None
         None takes ``SigmoidNystroem(1000)``.
@@ -285,6 +290,8 @@ def _model_has(name):
     def check(machine):
         model = machine._own_model() if not hasattr(machine, "model_") else machine.model_
         getattr(model, name)
+        if name == "predict_proba" and getattr(model, "loss", name) != "log_loss":
+            raise AttributeError(f"predict_proba needs loss='log_loss', but loss is {model.loss!r}")
         return True
 
     return check
@@ -311,7 +318,7 @@ class KernelSGD(BaseEstimator):
         self.random_state = random_state
 
     def _own_model(self):
-        return MultiTaskSGDClassifier(loss="hinge") if self.model is None else self.model
+        return MultiTaskSGDClassifier() if self.model is None else self.model
 
     def fit(self, X, y, *, tasks=None, sample_weight=None):
         """Fit the map on the rows of X, then the model on their features.
@@ -381,7 +388,7 @@ class KernelSGD(BaseEstimator):
             sample_weight = np.asarray(sample_weight)
         known = {"classes": np.unique(y)} if is_classifier(model) else {}
         room = self.cache_size * 2**20 / (width.shape[1] * width.dtype.itemsize)
-        size = int(max(1, min(n, room // 2, 16 * BLOCK_ROWS)))
+        size = int(max(1, min(n, room // 2, 64 * BLOCK_ROWS)))
         first = np.zeros(0, dtype=np.int64)
         if tasks is not None:  # the first block must know every task, for their sorted order
             first = np.unique(tasks, return_index=True)[1]
