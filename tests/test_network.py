@@ -375,6 +375,14 @@ def test_an_unseen_task_gets_the_shared_head():
         model.predict(X, tasks=np.full(120, 9))
 
 
+def test_independent_heads_predict_and_score_an_unseen_task_zero():
+    X, y, tasks = regression()
+    model = small(coupling="independent").fit(X, y, tasks=tasks)
+    want = np.einsum("nf,nf->n", model.transform(X), model.coef_[tasks]) + model.intercept_[tasks]
+    np.testing.assert_allclose(model.predict(X, tasks=tasks), want, atol=1e-5)
+    np.testing.assert_array_equal(model.predict(X, tasks=np.full(120, 9)), np.zeros(120))
+
+
 def test_it_can_be_cloned_and_pickled():
     X, y, tasks = regression()
     model = small(trunk=[Dense(4), Dropout(0.1)]).fit(X, y, tasks=tasks)
@@ -411,6 +419,7 @@ def test_ctrl_c_stops_within_a_second():
         ({"momentum": 1.0}, "momentum is 1"),
         ({"alpha": np.nan}, "alpha is nan"),
         ({"dtype": "float16"}, "dtype is 'float16'"),
+        ({"dtype": "single precision"}, "dtype is 'single precision'"),
         ({"loss": "hinge"}, "loss is 'hinge'"),
         ({"trunk": Dense(3)}, "trunk is Dense"),
         ({"trunk": ["relu"]}, "layers of fastmtl.layers"),

@@ -230,7 +230,11 @@ class _MultiTaskNetwork(TransformerMixin, BaseEstimator):
         _check_word(self, "unseen_tasks", ("shared", "error"))
         if not callable(self.learning_rate):
             _check_word(self, "learning_rate", ("constant", "cosine", "invscaling"))
-        if np.dtype(self.dtype) not in (np.float32, np.float64):
+        try:
+            known_dtype = np.dtype(self.dtype) in (np.float32, np.float64)
+        except TypeError:
+            known_dtype = False
+        if not known_dtype:
             raise ValueError(f"dtype is {self.dtype!r}; pass 'float32' or 'float64'")
         resolve_coupling(self.coupling)
 
@@ -366,7 +370,7 @@ class _MultiTaskNetwork(TransformerMixin, BaseEstimator):
     def _shared_weights(self):
         H, intercept = self._state.heads()
         R, K = self._state.n_shared, self._state.n_classes
-        table = np.column_stack([H, intercept])[: R * K].reshape(R, K, -1)
+        table = np.column_stack([H, intercept])[: R * K].reshape(R, K, H.shape[1] + 1)
         return np.einsum("r,rkf->kf", self.mixing_.mean(axis=0), table)
 
     @property
