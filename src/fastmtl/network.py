@@ -898,7 +898,7 @@ class MultiTaskNetwork(_MultiTaskNetwork):
     momentum, beta_1, beta_2, epsilon, clip_norm
         Its details.
     task_weight, early_stopping, validation_fraction, n_iter_no_change, tol
-        Weights of the tasks (``"uncertainty"`` balances losses of different kinds), and when to stop.
+        Weights of the tasks, and when to stop; ``"uncertainty"`` balances unlike losses.
     dtype, task_column, unseen_tasks, warm_start, random_state, verbose
         As in :class:`MultiTaskNetworkRegressor`; unseen tasks are always refused.
 

@@ -13,6 +13,11 @@
 #define part_store NAME(part_store_)
 #define add_lanes NAME(add_lanes_)
 #define layer NAME(layer_t)
+#if IS_F32
+#define real_sqrt sqrtf
+#else
+#define real_sqrt sqrt
+#endif
 #define net NAME(net_t)
 
 #if TARGET_LEVEL == 2 && IS_F32
@@ -823,7 +828,7 @@ static double NAME(norm2_)(const real *g, int64_t n) {
 }
 
 /* One block of parameters: a step of the optimiser on gradient `scale · g + decay · w`. */
-static void NAME(step_)(const double *set, int64_t n, real *w, const real *g, real *m, real *v, real scale,
+static void NAME(step_)(const double *set, int64_t n, real *restrict w, const real *restrict g, real *restrict m, real *restrict v, real scale,
                         real decay, double correction_1, double correction_2) {
     int optimiser = (int)set[SET_OPTIMISER];
     real rate = (real)set[SET_RATE], mu = (real)set[SET_MOMENTUM], beta2 = (real)set[SET_BETA2];
@@ -850,7 +855,7 @@ static void NAME(step_)(const double *set, int64_t n, real *w, const real *g, re
             real d = scale * g[i] + decay * w[i];
             m[i] = mu * m[i] + (1 - mu) * d;
             v[i] = beta2 * v[i] + (1 - beta2) * d * d;
-            w[i] -= step * m[i] / ((real)sqrt(v[i]) * fix + epsilon);
+            w[i] -= step * m[i] / (real_sqrt(v[i]) * fix + epsilon);
         }
 }
 
@@ -962,6 +967,7 @@ const network_table NAME(network_table) = {
 #undef add_lanes
 #include "simd/vector_math_end.h"
 #undef layer
+#undef real_sqrt
 #undef net
 #undef GEMM_NV
 #undef GEMM_MR
