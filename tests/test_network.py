@@ -529,3 +529,22 @@ def test_losses_that_do_not_fit_the_tasks_are_refused(loss, match):
     X, Y, _ = mixed()
     with pytest.raises(ValueError, match=match):
         MultiTaskNetwork(loss=loss).fit(X, Y)
+
+
+@pytest.mark.parametrize("batch_size", [5, 7, 64])
+def test_threads_share_a_batch_and_agree_with_one(batch_size):
+    X, y, tasks = regression()
+    trunk = [Dense(16), Dropout(0.3), Dense(8, "tanh")]
+
+    def fit(n_threads):
+        settings = {"trunk": trunk, "batch_size": batch_size, "dtype": "float64"}
+        model = small(**settings, n_threads=n_threads, solver="momentum").fit(X, y, tasks=tasks)
+        return model.predict(X, tasks=tasks)
+
+    want = fit(1)
+    for n_threads in (2, 3):
+        got = fit(n_threads)
+        np.testing.assert_allclose(got, want, atol=1e-10)
+        np.testing.assert_array_equal(fit(n_threads), got)
+    with pytest.raises(ValueError, match="n_threads is 0"):
+        fit(0)

@@ -22,6 +22,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from fastmtl._core import network as core
+from fastmtl.config import resolve_threads
 from fastmtl.coupling import resolve_coupling
 from fastmtl.layers import Dense, Trunk, blocks, compile_trunk, initial_parameters
 from fastmtl.linear import (
@@ -99,6 +100,7 @@ class _MultiTaskNetwork(TransformerMixin, BaseEstimator):
         task_column=None,
         unseen_tasks="shared",
         warm_start=False,
+        n_threads=1,
         random_state=None,
         verbose=0,
     ):
@@ -127,6 +129,7 @@ class _MultiTaskNetwork(TransformerMixin, BaseEstimator):
         self.task_column = task_column
         self.unseen_tasks = unseen_tasks
         self.warm_start = warm_start
+        self.n_threads = n_threads
         self.random_state = random_state
         self.verbose = verbose
 
@@ -237,6 +240,7 @@ class _MultiTaskNetwork(TransformerMixin, BaseEstimator):
         if not known_dtype:
             raise ValueError(f"dtype is {self.dtype!r}; pass 'float32' or 'float64'")
         resolve_coupling(self.coupling)
+        resolve_threads(self.n_threads)
 
     def _check_loss(self):
         _check_word(self, "loss", self._losses)
@@ -552,6 +556,9 @@ class MultiTaskNetworkRegressor(RegressorMixin, _MultiTaskNetwork):
         A task not seen in training is predicted with the shared head, or refused.
     warm_start : bool, default=False
         Start `fit` from the last solution.
+    n_threads : int or None, default=1
+        Threads that share each batch; they pay where a batch is a millisecond of work or more. The
+        result depends on their number, not on timing. None and -1 take all cores.
     random_state : int, RandomState or None, default=None
         Seed of the initial weights, the order of rows, dropout and the validation rows.
     verbose : int, default=0
@@ -625,6 +632,7 @@ class MultiTaskNetworkRegressor(RegressorMixin, _MultiTaskNetwork):
         task_column=None,
         unseen_tasks="shared",
         warm_start=False,
+        n_threads=1,
         random_state=None,
         verbose=0,
     ):
@@ -654,6 +662,7 @@ class MultiTaskNetworkRegressor(RegressorMixin, _MultiTaskNetwork):
             task_column=task_column,
             unseen_tasks=unseen_tasks,
             warm_start=warm_start,
+            n_threads=n_threads,
             random_state=random_state,
             verbose=verbose,
         )
@@ -739,7 +748,7 @@ class MultiTaskNetworkClassifier(ClassifierMixin, _MultiTaskNetwork):
         Its details.
     task_weight, early_stopping, validation_fraction, n_iter_no_change, tol
         Weights of the tasks, and when to stop.
-    dtype, task_column, unseen_tasks, warm_start, random_state, verbose
+    dtype, task_column, unseen_tasks, warm_start, n_threads, random_state, verbose
         All as in :class:`MultiTaskNetworkRegressor`.
 
     Attributes
@@ -899,7 +908,7 @@ class MultiTaskNetwork(_MultiTaskNetwork):
         Its details.
     task_weight, early_stopping, validation_fraction, n_iter_no_change, tol
         Weights of the tasks, and when to stop; ``"uncertainty"`` balances unlike losses.
-    dtype, task_column, unseen_tasks, warm_start, random_state, verbose
+    dtype, task_column, unseen_tasks, warm_start, n_threads, random_state, verbose
         As in :class:`MultiTaskNetworkRegressor`; unseen tasks are always refused.
 
     Attributes
@@ -953,6 +962,7 @@ class MultiTaskNetwork(_MultiTaskNetwork):
         task_column=None,
         unseen_tasks="shared",
         warm_start=False,
+        n_threads=1,
         random_state=None,
         verbose=0,
     ):
@@ -982,6 +992,7 @@ class MultiTaskNetwork(_MultiTaskNetwork):
             task_column=task_column,
             unseen_tasks=unseen_tasks,
             warm_start=warm_start,
+            n_threads=n_threads,
             random_state=random_state,
             verbose=verbose,
         )
@@ -1287,6 +1298,7 @@ def _train(model, observations, classes, state, task_weight, rng, max_iter, has_
         "n_head_rows": state.n_head_rows,
         "max_outputs": int(np.add.reduceat(widths, sample_start[:-1]).max()),
         "gradient": np.zeros_like(state.parameters),
+        "n_threads": resolve_threads(model.n_threads),
     }
     training, held_out = np.arange(n), None
     if model.early_stopping:

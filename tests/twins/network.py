@@ -131,6 +131,7 @@ def train_case(rng, dtype, rows, with_lengths, optimiser=0, batch=1, **settings)
         "settings": values,
         "layer_norms": np.zeros(len(rows) + 1),
         "task_loss": np.zeros(T),
+        "n_threads": 1,
     }
 
 

@@ -31,7 +31,7 @@ typedef struct {
     int64_t n_order;
     const int64_t *head_start, *head_row;
     const void *head_mix;
-    int64_t mix_width, n_head_rows, head_offset, n_parameters, max_outputs;
+    int64_t mix_width, n_head_rows, head_offset, n_parameters, max_outputs, n_tasks, n_threads;
     const int32_t *loss;
     const double *loss_parameter;
     void *parameters, *state, *gradient;

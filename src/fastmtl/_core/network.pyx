@@ -34,7 +34,7 @@ cdef extern from "network.h" nogil:
         const int64_t *head_start
         const int64_t *head_row
         const void *head_mix
-        int64_t mix_width, n_head_rows, head_offset, n_parameters, max_outputs
+        int64_t mix_width, n_head_rows, head_offset, n_parameters, max_outputs, n_tasks, n_threads
         const int32_t *loss
         const double *loss_parameter
         void *parameters
@@ -80,6 +80,7 @@ def network_forward(
     settings[SET_BATCH] = min(batch, X.shape[0])
     job.settings = &settings[0]
     job.max_outputs = 0
+    job.n_threads = 1
     job.features = &features[0, 0]
     job.workspace = malloc(kernels.workspace(&job, min(batch, X.shape[0]), 0))
     if job.workspace == NULL:
@@ -114,6 +115,7 @@ def network_train(
     const double[::1] settings,
     double[::1] layer_norms,
     double[::1] task_loss,
+    int64_t n_threads,
 ):
     """Train on the samples of `order`; return 0, or 1 where a loss or gradient was not finite."""
     cdef network_job job
@@ -141,6 +143,8 @@ def network_train(
     job.head_offset = head_offset
     job.n_parameters = parameters.shape[0]
     job.max_outputs = max_outputs
+    job.n_tasks = task_loss.shape[0]
+    job.n_threads = max(1, min(n_threads, <int64_t>settings[SET_BATCH]))
     job.loss = &loss[0]
     job.loss_parameter = &loss_parameter[0]
     job.parameters = &parameters[0]

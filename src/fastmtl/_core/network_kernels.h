@@ -253,7 +253,7 @@ static void NAME(activate_backward_)(int64_t act, const real *y, const real *pre
 
 typedef struct {
     const int64_t *row; /* its line of the table */
-    real *value, *pre, *grad, *cache;
+    real *value, *own, *pre, *grad, *cache;
     int wants_grad; /* something below it has parameters */
 } layer;
 
@@ -261,6 +261,8 @@ typedef struct {
     const network_job *job;
     layer *layers;
     int64_t n_layers, batch, n_features;
+    int64_t first, total; /* where its rows lie in the step's batch, and how many that has */
+    double *task_loss, loss;
     real *transposed, *transposed_2, *weights_t, *windows, *outputs;
     int32_t *lengths;
     int64_t *rows;
@@ -300,7 +302,7 @@ static size_t NAME(lay_out_)(net *n, const network_job *job, int64_t batch, int 
         layer *l = base ? layers + i : &scratch;
         const int64_t *row = l->row = job->layers + i * N_COLUMNS;
         int64_t size = batch * row[COL_N_OUT];
-        l->value = TAKE(real, size);
+        l->value = l->own = TAKE(real, size);
         l->pre = row[COL_ACT] == ACT_GELU ? TAKE(real, size) : NULL;
         l->grad = training ? TAKE(real, size) : NULL;
         l->cache = TAKE(real, NAME(cache_size_)(row, batch));
@@ -340,6 +342,9 @@ static size_t NAME(lay_out_)(net *n, const network_job *job, int64_t batch, int 
         n->parameters = (real *)job->parameters;
         n->training = training;
         n->step = 0;
+        n->first = 0;
+        n->total = batch;
+        n->task_loss = job->task_loss;
     }
     return at + 64;
 }
@@ -564,10 +569,10 @@ static void NAME(network_forward_batch_)(net *n, int64_t b) {
         const real *x = row[COL_IN] >= 0 ? n->layers[row[COL_IN]].value : NULL;
         switch (row[COL_KIND]) {
         case LAYER_INPUT:
-            if (b == 1) l->value = (real *)job->X + n->rows[0] * job->x_stride + row[COL_D0];
-            else
+            l->value = b == 1 ? (real *)job->X + n->rows[0] * job->x_stride + row[COL_D0] : l->own;
+            if (b > 1)
                 for (int64_t i = 0; i < b; i++)
-                    memcpy(l->value + i * n_out, (const real *)job->X + n->rows[i] * job->x_stride + row[COL_D0], (size_t)n_out * sizeof(real));
+                    memcpy(l->own + i * n_out, (const real *)job->X + n->rows[i] * job->x_stride + row[COL_D0], (size_t)n_out * sizeof(real));
             break;
         case LAYER_DENSE: {
             const real *w = n->parameters + row[COL_OFFSET], *bias = w + n_in * n_out;
@@ -611,7 +616,7 @@ static void NAME(network_forward_batch_)(net *n, int64_t b) {
             real keep = (real)(1.0 / (1.0 - (double)threshold / 4294967296.0));
             uint64_t key = NAME(hash_)((uint64_t)job->settings[SET_SEED] * 0x9e3779b97f4a7c15ULL + n->step * 0xd1b54a32d192ed03ULL + (uint64_t)li);
             for (int64_t i = 0; i < b * n_out; i++) {
-                real m = !n->training ? (real)1 : (NAME(hash_)(key + (uint64_t)i * 0x9e3779b97f4a7c15ULL) >> 32) < threshold ? (real)0 : keep;
+                real m = !n->training ? (real)1 : (NAME(hash_)(key + (uint64_t)(n->first * n_out + i) * 0x9e3779b97f4a7c15ULL) >> 32) < threshold ? (real)0 : keep;
                 l->cache[i] = m;
                 l->value[i] = m * x[i];
             }
@@ -763,7 +768,7 @@ static double NAME(heads_)(net *n, int64_t b, const int64_t *samples) {
         for (int64_t ob = job->sample_start[samples[i]]; ob < job->sample_start[samples[i] + 1]; ob++) {
             int32_t t = job->task[ob];
             int64_t first = job->head_start[t], width = job->head_start[t + 1] - first;
-            double scale = job->weight[ob] / (double)b, y = job->target[ob], value;
+            double scale = job->weight[ob] / (double)n->total, y = job->target[ob], value;
             for (int64_t o = 0; o < width; o++) {
                 real s = 0;
                 for (int64_t e = 0; e < E; e++) {
@@ -790,7 +795,7 @@ static double NAME(heads_)(net *n, int64_t b, const int64_t *samples) {
                 p[0] = (real)(scale * g);
             }
             total += job->weight[ob] * value;
-            job->task_loss[t] += job->weight[ob] * value;
+            n->task_loss[t] += job->weight[ob] * value;
             for (int64_t o = 0; o < width; o++)
                 for (int64_t e = 0; e < E; e++) {
                     int64_t k = (first + o) * E + e;
@@ -859,8 +864,13 @@ static void NAME(step_)(const double *set, int64_t n, real *restrict w, const re
         }
 }
 
+/* Threads share a step's batch evenly: each has a net, and all but the first a gradient, of its own. */
 static size_t NAME(network_workspace_)(const network_job *job, int64_t batch, int training) {
-    return NAME(lay_out_)(NULL, job, batch, training, NULL);
+    int64_t threads = training ? job->n_threads : 1, share = (batch + threads - 1) / threads;
+    size_t own = NAME(lay_out_)(NULL, job, share, training, NULL);
+    if (threads == 1) return own;
+    return (size_t)threads * (own + sizeof(net) + 128 + sizeof(double) * (size_t)(job->n_tasks + 16) +
+                              sizeof(real) * (size_t)(job->n_parameters + 32));
 }
 
 static void NAME(fill_)(net *n, int64_t b, const int64_t *rows_of, const int64_t *which, int64_t first) {
@@ -875,60 +885,121 @@ static void NAME(fill_)(net *n, int64_t b, const int64_t *rows_of, const int64_t
     for (int64_t i = 0; i < b; i++) n->lengths[i] = n->job->lengths ? n->job->lengths[n->rows[i]] : (int32_t)steps;
 }
 
+/* One thread's part of a step: gradients of its rows into G. Returns the sum of their losses. */
+static double NAME(gradient_)(net *n, int64_t b, const int64_t *samples, real *G) {
+    const network_job *job = n->job;
+    int64_t n_heads = job->n_head_rows * (n->n_features + 1);
+    if (b <= 0) {
+        memset(G, 0, (size_t)job->n_parameters * sizeof(real));
+        return 0;
+    }
+    NAME(fill_)(n, b, job->sample_row, samples, 0);
+    NAME(network_forward_batch_)(n, b);
+    double value = NAME(heads_)(n, b, samples);
+    memset(G + job->head_offset, 0, (size_t)n_heads * sizeof(real));
+    NAME(heads_update_)(n, b, samples, G + job->head_offset, 1);
+    NAME(network_backward_)(n, b, 0, G, 0, 0);
+    return value;
+}
+
+/* The same by all threads; summed in a fixed order, so that results do not depend on timing. */
+static double NAME(gradient_of_all_)(net *nets, real **gradients, int64_t b, const int64_t *samples) {
+    const network_job *job = nets[0].job;
+    int threads = (int)job->n_threads;
+    int64_t share = (b + threads - 1) / threads, P = job->n_parameters;
+    double total = 0;
+#pragma omp parallel for schedule(static, 1) num_threads(threads)
+    for (int k = 0; k < threads; k++) {
+        int64_t first = k * share, own = b - first < share ? b - first : share;
+        nets[k].first = first;
+        nets[k].total = b;
+        nets[k].step = nets[0].step;
+        memset(nets[k].task_loss, 0, sizeof(double) * (size_t)job->n_tasks);
+        nets[k].loss = NAME(gradient_)(nets + k, own, samples + (own > 0 ? first : 0), gradients[k]);
+    }
+#pragma omp parallel for schedule(static, 1) num_threads(threads)
+    for (int k = 0; k < threads; k++) {
+        int64_t begin = P * k / threads, end = P * (k + 1) / threads;
+        for (int j = 1; j < threads; j++)
+            for (int64_t i = begin; i < end; i++) gradients[0][i] += gradients[j][i];
+    }
+    for (int k = 0; k < threads; k++) {
+        total += nets[k].loss;
+        for (int64_t t = 0; t < job->n_tasks; t++) job->task_loss[t] += nets[k].task_loss[t];
+    }
+    return total;
+}
+
 static int NAME(network_train_)(const network_job *job) {
-    net n;
     const double *set = job->settings;
     int64_t batch = (int64_t)set[SET_BATCH], F, P = job->n_parameters;
-    NAME(lay_out_)(&n, job, batch, 1, (char *)job->workspace);
-    n.training = set[SET_RATE] != 0;
-    F = n.n_features;
-    real *w = n.parameters, *G = (real *)job->gradient, *m = (real *)job->state, *v = m + P;
+    int64_t threads = job->n_threads, share = (batch + threads - 1) / threads;
+    net alone, *nets = &alone;
+    real *G = (real *)job->gradient, *first_gradient[1] = {G}, **gradients = first_gradient;
+    memset(&alone, 0, sizeof alone);
+    if (threads == 1) {
+        NAME(lay_out_)(&alone, job, batch, 1, (char *)job->workspace);
+    } else {
+        size_t at = 0, own = NAME(lay_out_)(NULL, job, share, 1, NULL);
+        char *base = (char *)job->workspace;
+        nets = TAKE(net, threads);
+        gradients = TAKE(real *, threads);
+        for (int64_t k = 0; k < threads; k++) {
+            char *room = TAKE(char, own);
+            NAME(lay_out_)(nets + k, job, share, 1, room);
+            nets[k].task_loss = TAKE(double, job->n_tasks);
+            gradients[k] = k ? TAKE(real, P) : G;
+        }
+    }
+    for (int64_t k = 0; k < threads; k++) nets[k].training = set[SET_RATE] != 0;
+    F = nets[0].n_features;
+    net *n = nets;
+    real *w = n->parameters, *m = (real *)job->state, *v = m + P;
     real rate = (real)set[SET_RATE];
     int64_t n_heads = job->n_head_rows * (F + 1);
-    int plain = set[SET_OPTIMISER] == OPT_SGD && set[SET_CLIP] == 0;
-    double loss = 0;
+    int plain = threads == 1 && set[SET_OPTIMISER] == OPT_SGD && set[SET_CLIP] == 0;
     for (int64_t done = 0; done < job->n_order; done += batch) {
         int64_t b = job->n_order - done < batch ? job->n_order - done : batch;
         const int64_t *samples = job->order + done;
         int last = done + b >= job->n_order, fused = plain && !last;
-        n.step = (uint64_t)set[SET_STEP] + (uint64_t)(done / batch);
-        NAME(fill_)(&n, b, job->sample_row, samples, 0);
-        NAME(network_forward_batch_)(&n, b);
-        double value = NAME(heads_)(&n, b, samples);
-        loss += value;
-        if (!(fabs(value) < 1e300)) return 1;
+        n->step = (uint64_t)set[SET_STEP] + (uint64_t)(done / batch);
+        n->total = b;
+        double value;
         if (fused) {
+            NAME(fill_)(n, b, job->sample_row, samples, 0);
+            NAME(network_forward_batch_)(n, b);
+            value = NAME(heads_)(n, b, samples);
+            if (!(fabs(value) < 1e300)) return 1;
             if (set[SET_ALPHA] != 0) {
                 real shrink = (real)(1.0 - set[SET_RATE] * set[SET_ALPHA]);
                 for (int64_t i = 0; i < n_heads; i++) w[job->head_offset + i] *= shrink;
             }
-            NAME(heads_update_)(&n, b, samples, w + job->head_offset, -rate);
-            NAME(network_backward_)(&n, b, 1, NULL, rate, set[SET_DECAY]);
+            NAME(heads_update_)(n, b, samples, w + job->head_offset, -rate);
+            NAME(network_backward_)(n, b, 1, NULL, rate, set[SET_DECAY]);
             continue;
         }
-        memset(G + job->head_offset, 0, (size_t)n_heads * sizeof(real));
-        NAME(heads_update_)(&n, b, samples, G + job->head_offset, 1);
-        NAME(network_backward_)(&n, b, 0, G, 0, 0);
+        value = threads == 1 ? NAME(gradient_)(n, b, samples, G) : NAME(gradient_of_all_)(nets, gradients, b, samples);
+        if (!(fabs(value) < 1e300)) return 1;
         if (last || set[SET_CLIP] != 0) {
             double total = 0;
-            for (int64_t li = 0; li < n.n_layers; li++) {
-                const int64_t *row = n.layers[li].row;
+            for (int64_t li = 0; li < n->n_layers; li++) {
+                const int64_t *row = n->layers[li].row;
                 total += job->layer_norms[li] = NAME(norm2_)(G + row[COL_OFFSET], row[COL_N_WEIGHTS] + row[COL_N_BIAS]);
             }
-            total += job->layer_norms[n.n_layers] = NAME(norm2_)(G + job->head_offset, n_heads);
+            total += job->layer_norms[n->n_layers] = NAME(norm2_)(G + job->head_offset, n_heads);
             if (!(total < 1e300)) return 1;
         }
         real scale = 1;
         if (set[SET_CLIP] != 0) {
             double total = 0;
-            for (int64_t li = 0; li <= n.n_layers; li++) total += job->layer_norms[li];
+            for (int64_t li = 0; li <= n->n_layers; li++) total += job->layer_norms[li];
             if (sqrt(total) > set[SET_CLIP]) scale = (real)(set[SET_CLIP] / sqrt(total));
         }
         if (set[SET_RATE] == 0) continue; /* gradients only */
-        double count = (double)(n.step + 1);
+        double count = (double)(n->step + 1);
         double c1 = 1.0 - pow(set[SET_MOMENTUM], count), c2 = 1.0 - pow(set[SET_BETA2], count);
-        for (int64_t li = 0; li < n.n_layers; li++) {
-            const int64_t *row = n.layers[li].row;
+        for (int64_t li = 0; li < n->n_layers; li++) {
+            const int64_t *row = n->layers[li].row;
             int64_t at = row[COL_OFFSET], weights = row[COL_N_WEIGHTS];
             real decay = row[COL_KIND] == LAYER_LAYERNORM ? 0 : (real)set[SET_DECAY];
             NAME(step_)(set, weights, w + at, G + at, m + at, v + at, scale, decay, c1, c2);
@@ -943,6 +1014,7 @@ static int NAME(network_train_)(const network_job *job) {
 
 static void NAME(network_forward_)(const network_job *job) {
     net n;
+    memset(&n, 0, sizeof n);
     int64_t batch = (int64_t)job->settings[SET_BATCH];
     NAME(lay_out_)(&n, job, batch, 0, (char *)job->workspace);
     real *own_value = n.layers[n.n_layers - 1].value;

@@ -318,6 +318,7 @@ def network_train(
     settings,
     layer_norms,
     task_loss,
+    n_threads,
 ):
     optimiser, batch, rate, alpha, decay, mu, beta_2, epsilon, clip, step = settings[:10]
     optimiser, batch, step, decoupled = int(optimiser), int(batch), int(step), bool(settings[11])
