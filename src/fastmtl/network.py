@@ -171,7 +171,12 @@ class _MultiTaskNetwork(TransformerMixin, BaseEstimator):
     def _fit(self, X, y, tasks, sample_weight, lengths, previous, max_iter, known):
         self._check_settings()
         X, shapes, has_lengths = _flatten(self, X, lengths)
-        if previous is not None and (previous.shapes, self._has_lengths) != (shapes, has_lengths):
+        vectors = [len(shape) for shape in shapes] == [1]  # whose width `observe` checks
+        if (
+            previous is not None
+            and not (vectors and [len(shape) for shape in previous.shapes] == [1])
+            and (previous.shapes, self._has_lengths) != (shapes, has_lengths)
+        ):
             raise ValueError(
                 f"X has samples of shape {shapes}, but the earlier fit had {previous.shapes}, or "
                 "lengths were given to only one of them"
@@ -1116,6 +1121,7 @@ class MultiTaskNetwork(_MultiTaskNetwork):
         -------
         proba : list of ndarray of shape (n, n_classes_t), or None for regression tasks
         """
+        check_is_fitted(self, "_state")
         return [
             None if classes is None else softmax(part, axis=1)
             for classes, part in zip(self.task_classes_, self._all_outputs(X, lengths))
@@ -1180,7 +1186,10 @@ def _flatten(model, X, lengths):
 
 def _flatten_one(model, X, lengths):
     if not isinstance(X, tuple):
-        if lengths is None and getattr(X, "ndim", np.ndim(X) if not sp.issparse(X) else 2) <= 2:
+        if (
+            lengths is None
+            and getattr(X, "ndim", np.asarray(X).ndim if not sp.issparse(X) else 2) <= 2
+        ):
             width = X.shape[1] if hasattr(X, "shape") and len(X.shape) == 2 else None
             if width is None:
                 X = np.asarray(X)
