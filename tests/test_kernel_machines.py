@@ -11,12 +11,19 @@ from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.kernel_ridge import KernelRidge
+from sklearn.linear_model import Ridge
 from sklearn.metrics.pairwise import rbf_kernel, sigmoid_kernel
 from sklearn.model_selection import GridSearchCV
 from sklearn.svm import SVC, SVR
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from fastmtl import MultiTaskKernelRidge, MultiTaskSVC, MultiTaskSVR, TaskCoupling
+from fastmtl import (
+    MultiTaskKernelRidge,
+    MultiTaskSGDRegressor,
+    MultiTaskSVC,
+    MultiTaskSVR,
+    TaskCoupling,
+)
 
 EXPECTED_FAILURES = {
     MultiTaskSVC: {
@@ -488,3 +495,42 @@ def test_svr_is_feasible_and_optimal_on_any_data(seed, n, n_tasks, C, epsilon):
     expected = np.maximum(0, np.abs(y - model.predict(X, tasks=tasks)) - epsilon).sum() * C
     gram = rbf_kernel(X, gamma=1 / (2 * X.var())) * (1 + (tasks[:, None] == tasks))
     assert model.objective_ == pytest.approx(expected + 0.5 * beta @ gram @ beta, abs=1e-6 * C)
+
+
+def test_linear_kernel_ridge_is_ridge_on_shared_and_own_copies_of_the_features(data):
+    X, tasks, signal = data
+    own = np.zeros((len(X), 4, 5))
+    own[np.arange(len(X)), tasks] = X
+    copies = np.column_stack([X, np.sqrt(0.3) * own.reshape(len(X), -1)])
+    expected = Ridge(alpha=2.0, fit_intercept=False).fit(copies, signal).predict(copies)
+    model = MultiTaskKernelRidge(
+        kernel="linear", alpha=2.0, coupling=TaskCoupling.mean(0.3), fit_intercept=False
+    ).fit(X, signal, tasks=tasks)
+    np.testing.assert_allclose(model.predict(X, tasks=tasks), expected, atol=1e-9)
+
+
+def test_linear_kernel_ridge_is_where_the_linear_engine_converges(data):
+    X, tasks, signal = data
+    ridge = MultiTaskKernelRidge(kernel="linear", alpha=2.0, fit_intercept=False)
+    sgd = MultiTaskSGDRegressor(
+        alpha=2.0 / len(X), fit_intercept=False, solver="saga", tol=1e-10, random_state=0
+    )
+    np.testing.assert_allclose(
+        sgd.fit(X, signal, tasks=tasks).predict(X, tasks=tasks),
+        ridge.fit(X, signal, tasks=tasks).predict(X, tasks=tasks),
+        atol=1e-5,
+    )
+
+
+def test_read_only_and_memory_mapped_rows_are_taken_as_they_are(data, tmp_path):
+    X, tasks, signal = data
+    gram = rbf_kernel(X, gamma=0.2)
+    np.save(tmp_path / "gram.npy", gram)
+    mapped = np.load(tmp_path / "gram.npy", mmap_mode="r")
+    model = MultiTaskSVC(kernel="precomputed").fit(mapped, signal > 0, tasks=tasks)
+    expected = MultiTaskSVC(kernel="rbf", gamma=0.2).fit(X, signal > 0, tasks=tasks)
+    np.testing.assert_allclose(
+        model.decision_function(mapped, tasks=tasks),
+        expected.decision_function(X, tasks=tasks),
+        atol=5e-3,
+    )
