@@ -59,10 +59,10 @@ BLOCKS_PER_EPOCH = 16
 
 @dataclass
 class _State:
-    """Parameters as the core sees them; the last coordinate of a vector is its intercept."""
+    """Parameters as the core sees them: vectors are padded, and last comes their intercept."""
 
-    shared: np.ndarray  # (R, K, d + 1)
-    specific: np.ndarray  # (heads, d + 1)
+    shared: np.ndarray  # (R, K, stride)
+    specific: np.ndarray  # (heads, stride)
     intercept: np.ndarray  # (K,)
     head_start: np.ndarray
     head_class: np.ndarray
@@ -180,8 +180,10 @@ class _MultiTaskSGD(BaseEstimator):
         head_start = np.concatenate([[0], np.cumsum([len(own) for own in per_task])])
         head_class = np.concatenate(per_task).astype(np.int32)
         dtype = observations.X.dtype
-        shared = np.zeros((factors.mixing.shape[1], n_classes, d + 1), dtype=dtype)
-        specific = np.zeros((len(head_class), d + 1), dtype=dtype)
+        lanes = 64 // dtype.itemsize
+        stride = (d + lanes) // lanes * lanes
+        shared = np.zeros((factors.mixing.shape[1], n_classes, stride), dtype=dtype)
+        specific = np.zeros((len(head_class), stride), dtype=dtype)
         intercept = np.zeros(n_classes)
         steps = 0
         if previous is not None:
@@ -243,14 +245,14 @@ class _MultiTaskSGD(BaseEstimator):
     def shared_coef_(self):
         """Shared vectors s_r: (R, d), or (R, n_classes, d) with softmax."""
         check_is_fitted(self, "tasks_")
-        shared = self._state.shared[:, :, :-1]
+        shared = self._state.shared[:, :, : self.n_features_in_]
         return shared[:, 0] if self._one_output else shared
 
     @property
     def task_coef_(self):
         """Task-specific vectors v_t: (T, d), or with softmax a list of (n_classes_t, d)."""
         check_is_fitted(self, "tasks_")
-        return self._by_task(self._state.specific[:, :-1])
+        return self._by_task(self._state.specific[:, : self.n_features_in_])
 
     @property
     def coef_(self):
@@ -274,6 +276,10 @@ class _MultiTaskSGD(BaseEstimator):
         parts = np.split(heads, self._state.head_start[1:-1])
         return parts[0] if self.input_form_ == "single" else parts
 
+    def _unpad(self, vectors):
+        d = self.n_features_in_
+        return np.concatenate([vectors[:, :d], vectors[:, -1:]], axis=1)
+
     def _weights(self):
         """All heads with their intercepts, (heads, d + 1)."""
         state = self._state
@@ -284,14 +290,14 @@ class _MultiTaskSGD(BaseEstimator):
                 self.mixing_[task_of_head, r, None] * state.shared[r, state.head_class]
             ).astype(weights.dtype)
         weights[:, -1] += state.intercept[state.head_class].astype(weights.dtype)
-        return weights
+        return self._unpad(weights)
 
     def _shared_weights(self):
         """What a task never seen is predicted with: (K, d + 1), the mean task's shared part."""
         state = self._state
         weights = np.einsum("r,rkj->kj", self.mixing_.mean(axis=0), state.shared)
         weights[:, -1] += state.intercept
-        return weights
+        return self._unpad(weights)
 
     def _scores(self, X, tasks):
         """Scores of queries: (n,) or (n, K), or for the matrix form (n, heads)."""

@@ -36,8 +36,8 @@ def problem(rng, dtype, *, d, n_shared, kind, code, sparse):
     arguments = {
         "samples": samples,
         "order": rng.integers(n, size=150),
-        "shared": rng.normal(size=(n_shared, n_classes, d + 1)).astype(dtype) / 4,
-        "specific": rng.normal(size=(head_start[-1], d + 1)).astype(dtype) / 4,
+        "shared": padded(rng, d, dtype, n_shared, n_classes),
+        "specific": padded(rng, d, dtype, head_start[-1]),
         "intercept": rng.normal(size=n_classes),
         "coupling": (rng.normal(size=(n_tasks, n_shared)), kappa),
         "heads": (head_start, np.concatenate(head_class).astype(np.int32)),
@@ -50,7 +50,9 @@ def problem(rng, dtype, *, d, n_shared, kind, code, sparse):
     if kind not in (COUPLED, FREE):
         arguments["specific"][:, -1] = 0
     without = slice(head_start[1], head_start[2])
-    arguments["specific"][without, : d + (kind != FREE)] = 0
+    arguments["specific"][without, :d] = 0
+    if kind != FREE:
+        arguments["specific"][without, -1] = 0
     X = X.astype(dtype)
     if sparse:
         X = sp.csr_matrix(X)
@@ -61,6 +63,14 @@ def problem(rng, dtype, *, d, n_shared, kind, code, sparse):
             **arguments,
         }
     return {"X": X, **arguments}
+
+
+def padded(rng, d, dtype, *shape):
+    lanes = 64 // dtype.itemsize
+    vectors = np.zeros((*shape, (d + lanes) // lanes * lanes), dtype=dtype)
+    vectors[..., :d] = rng.normal(size=(*shape, d)) / 4
+    vectors[..., -1] = rng.normal(size=shape) / 4
+    return vectors
 
 
 def sgd_cases(sparse):
@@ -103,8 +113,8 @@ def saga_cases(sparse):
             if sparse:
                 n_classes = case["shared"].shape[1]
                 case["spreads"] = (
-                    rng.uniform(1, 3, size=(n_classes, d + 1)).astype(dtype),
-                    rng.uniform(1, 9, size=(4, d + 1)).astype(dtype),
+                    rng.uniform(1, 3, size=case["shared"].shape[1:]).astype(dtype),
+                    rng.uniform(1, 9, size=(4, case["shared"].shape[2])).astype(dtype),
                 )
             yield case
 

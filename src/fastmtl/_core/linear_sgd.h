@@ -17,13 +17,13 @@ typedef struct {
 
 enum { INTERCEPT_NONE, INTERCEPT_SHARED, INTERCEPT_COUPLED, INTERCEPT_FREE };
 
-/* Parameters: `shared` (n_shared, n_classes, stride), `specific` (heads, stride); the coordinate d
- * of each vector is its intercept. Heads of task t are head_start[t] .. head_start[t + 1]. */
+/* Parameters: `shared` (n_shared, n_classes, stride), `specific` (heads, stride), stride a multiple
+ * of 64 bytes: d features, zeros, and last the vector's intercept. Heads of task t are head_start[t] .. head_start[t + 1]. */
 typedef struct {
     const void *X; /* dense rows, or the values of CSR */
     const int32_t *indices;
     const int64_t *indptr;
-    int64_t row_stride, d, stride;
+    int64_t row_stride, d, stride; /* d: of dense rows */
     const sgd_sample *samples;
     const double *mixing, *kappa;
     /* 1 / P(a draw touches the task), and the same for tasks that have a class */

@@ -118,6 +118,8 @@ cdef int _fill(sgd_problem *P, X, const sgd_sample[::1] samples, shared, specifi
     P.n_shared = shared.shape[0]
     P.n_classes = shared.shape[1]
     P.stride = specific.shape[1]
+    if P.stride * X.itemsize % 64 or shared.shape[2] != P.stride:
+        raise ValueError("parameter vectors must be padded to a multiple of 64 bytes")
     P.alpha = penalty[0]
     P.intercept_kind = penalty[3]
     P.softmax = loss[0] < 0
@@ -141,9 +143,8 @@ cdef int _fill_dense(sgd_problem *P, X) except -1:
     return 0
 
 
-cdef int _fill_csr(sgd_problem *P, const int32_t[::1] indices, const int64_t[::1] indptr,
-                   int64_t d) except -1:
-    P.d = d
+cdef int _fill_csr(sgd_problem *P, const int32_t[::1] indices, const int64_t[::1] indptr) except -1:
+    P.d = 0
     P.row_stride = 0
     P.indices = &indices[0] if indices.shape[0] else NULL
     P.indptr = &indptr[0]
@@ -269,7 +270,7 @@ def sgd_csr(data, indices, indptr, const sgd_sample[::1] samples, const int64_t[
     """
     cdef sgd_problem P
     _fill(&P, data, samples, shared, specific, intercept, coupling, heads, loss, penalty, schedule)
-    _fill_csr(&P, indices, indptr, P.stride - 1)
+    _fill_csr(&P, indices, indptr)
     return _run(_table(data).sgd_csr, &P, order, schedule[3], shared, specific, intercept, owner,
                 n_threads, n_blocks, True)
 
@@ -310,7 +311,7 @@ def saga_csr(data, indices, indptr, const sgd_sample[::1] samples, const int64_t
     """
     cdef sgd_problem P
     _fill(&P, data, samples, shared, specific, intercept, coupling, heads, loss, penalty, schedule)
-    _fill_csr(&P, indices, indptr, P.stride - 1)
+    _fill_csr(&P, indices, indptr)
     _fill_saga(&P, memory, averages)
     P.shared_spread = _address(spreads[0], False)
     P.specific_spread = _address(spreads[1], False)
@@ -338,7 +339,7 @@ def losses_csr(data, indices, indptr, const sgd_sample[::1] samples, shared, spe
     cdef sgd_problem P
     cdef double[::1] scratch
     _fill(&P, data, samples, shared, specific, intercept, coupling, heads, loss, penalty, (1, 0, 0))
-    _fill_csr(&P, indices, indptr, P.stride - 1)
+    _fill_csr(&P, indices, indptr)
     scratch = np.empty(2 * P.memory_stride)
     P.scratch = &scratch[0]
     cdef double[::1] ones = np.ones(max(specific.shape[0], shared.shape[0] * shared.shape[1]))

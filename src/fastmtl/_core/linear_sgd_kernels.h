@@ -12,8 +12,23 @@
 #define PREFETCH_AHEAD 6
 #define PREFETCH_LINES 16
 
+/* Parameter vectors are padded to whole vector registers: stores that a later load of the same
+ * place cannot take from whole (masked or scalar ones) stall the loop. The last coordinate is the
+ * intercept; a row's tail is completed with zeros and, in that last place, `unit`. */
+static inline vec NAME(row_tail)(const real *x, int64_t i, int64_t d, int64_t stride, vec unit) {
+    vec tail = i < d ? load_partial(x + i, (int)(d - i)) : splat(0);
+    return i + LANES == stride ? tail + unit : tail;
+}
+
+static inline vec NAME(unit_vector)(const sgd_problem *P) {
+    real lanes[LANES] = {0};
+    lanes[LANES - 1] = P->intercept_kind == INTERCEPT_COUPLED;
+    return load(lanes);
+}
+
 /* Σ_i (b s_i + v_i) x_i */
-static inline real NAME(dot_pair)(real b, const real *s, const real *v, const real *x, int64_t d) {
+static inline real NAME(dot_pair)(real b, const real *s, const real *v, const real *x, int64_t d,
+                                  int64_t stride, vec unit) {
     vec mix = splat(b), total_0 = splat(0), total_1 = splat(0);
     int64_t i = 0;
     for (; i + 2 * LANES <= d; i += 2 * LANES) {
@@ -24,14 +39,12 @@ static inline real NAME(dot_pair)(real b, const real *s, const real *v, const re
         total_0 += (mix * load(s + i) + load(v + i)) * load(x + i);
         i += LANES;
     }
-    if (i < d) {
-        int n = (int)(d - i);
-        total_1 += (mix * load_partial(s + i, n) + load_partial(v + i, n)) * load_partial(x + i, n);
-    }
+    for (; i < stride; i += LANES)
+        total_1 += (mix * load(s + i) + load(v + i)) * NAME(row_tail)(x, i, d, stride, unit);
     return sum_lanes(total_0 + total_1);
 }
 
-static inline real NAME(dot_one)(const real *w, const real *x, int64_t d) {
+static inline real NAME(dot_one)(const real *w, const real *x, int64_t d, int64_t stride, vec unit) {
     vec total_0 = splat(0), total_1 = splat(0);
     int64_t i = 0;
     for (; i + 2 * LANES <= d; i += 2 * LANES) {
@@ -42,35 +55,30 @@ static inline real NAME(dot_one)(const real *w, const real *x, int64_t d) {
         total_0 += load(w + i) * load(x + i);
         i += LANES;
     }
-    if (i < d) total_1 += load_partial(w + i, (int)(d - i)) * load_partial(x + i, (int)(d - i));
+    for (; i < stride; i += LANES) total_1 += load(w + i) * NAME(row_tail)(x, i, d, stride, unit);
     return sum_lanes(total_0 + total_1);
 }
 
 /* w ← keep w − step x */
-static inline void NAME(shrink_and_step)(real *w, real keep, real step, const real *x, int64_t d) {
+static inline void NAME(shrink_and_step)(real *w, real keep, real step, const real *x, int64_t d,
+                                         int64_t stride, vec unit) {
     vec k = splat(keep), g = splat(step);
     int64_t i = 0;
     for (; i + LANES <= d; i += LANES) store(w + i, k * load(w + i) - g * load(x + i));
-    if (i < d) {
-        int n = (int)(d - i);
-        store_partial(w + i, k * load_partial(w + i, n) - g * load_partial(x + i, n), n);
-    }
+    for (; i < stride; i += LANES)
+        store(w + i, k * load(w + i) - g * NAME(row_tail)(x, i, d, stride, unit));
 }
 
 /* SAGA's step on one vector and its average gradient a (m = 1/n):
  * w ← keep (w − step x − rate a),  a ← a + move x */
 static inline void NAME(saga_step)(real *w, real *a, real keep, real step, real rate, real move,
-                                   const real *x, int64_t d) {
+                                   const real *x, int64_t d, int64_t stride, vec unit) {
     vec k = splat(keep), g = splat(step), r = splat(rate), m = splat(move);
-    int64_t i = 0;
-    for (; i + LANES <= d; i += LANES) {
-        vec row = load(x + i), average = load(a + i);
+    for (int64_t i = 0; i < stride; i += LANES) {
+        vec row = i + LANES <= d ? load(x + i) : NAME(row_tail)(x, i, d, stride, unit);
+        vec average = load(a + i);
         store(w + i, k * (load(w + i) - g * row - r * average));
         store(a + i, average + m * row);
-    }
-    for (; i < d; i++) {
-        w[i] = keep * (w[i] - step * x[i] - rate * a[i]);
-        a[i] += move * x[i];
     }
 }
 
@@ -113,23 +121,24 @@ static inline int NAME(has_common_intercept)(const sgd_problem *P) {
 }
 
 /* The scores of a sample's heads. */
-static inline void NAME(scores_dense)(const sgd_problem *P, const sgd_sample *sample, double *score) {
+static inline void NAME(scores_dense)(const sgd_problem *P, const sgd_sample *sample, vec unit,
+                                      double *score) {
     const real *x = (const real *)P->X + sample->row * P->row_stride;
     const real *shared = (const real *)P->shared, *specific = (const real *)P->specific;
     const int64_t d = P->d, stride = P->stride, R = P->n_shared, class_block = stride * P->n_classes;
     const int64_t first = P->head_start[sample->task], end = P->head_start[sample->task + 1];
     const double *mixing = P->mixing + sample->task * R, kappa = P->kappa[sample->task];
-    const int common = NAME(has_common_intercept)(P);
+    const int common = NAME(has_common_intercept)(P), free = P->intercept_kind == INTERCEPT_FREE;
     for (int64_t h = first; h < end; h++) {
         const int64_t class_ = P->head_class[h];
         const real *v = specific + h * stride, *s = shared + class_ * stride;
-        double p = v[d] + (common ? P->intercept[class_] : 0.0);
+        double p = (common ? P->intercept[class_] : 0.0) + (free ? v[stride - 1] : 0.0);
         if (R == 1 && kappa > 0) {
-            p += NAME(dot_pair)((real)mixing[0], s, v, x, d) + mixing[0] * s[d];
+            p += NAME(dot_pair)((real)mixing[0], s, v, x, d, stride, unit);
         } else {
-            if (kappa > 0) p += NAME(dot_one)(v, x, d);
+            if (kappa > 0) p += NAME(dot_one)(v, x, d, stride, unit);
             for (int64_t r = 0; r < R; r++, s += class_block)
-                p += mixing[r] * (NAME(dot_one)(s, x, d) + s[d]);
+                p += mixing[r] * NAME(dot_one)(s, x, d, stride, unit);
         }
         score[h - first] = p;
     }
@@ -138,7 +147,7 @@ static inline void NAME(scores_dense)(const sgd_problem *P, const sgd_sample *sa
 static inline void NAME(scores_csr)(const sgd_problem *P, const sgd_sample *sample, double *score) {
     const real *data = (const real *)P->X, *shared = (const real *)P->shared;
     const real *specific = (const real *)P->specific;
-    const int64_t d = P->d, stride = P->stride, R = P->n_shared, class_block = stride * P->n_classes;
+    const int64_t stride = P->stride, last = stride - 1, R = P->n_shared, class_block = stride * P->n_classes;
     const int64_t first = P->head_start[sample->task], end = P->head_start[sample->task + 1];
     const int64_t row = P->indptr[sample->row], row_end = P->indptr[sample->row + 1];
     const double *mixing = P->mixing + sample->task * R;
@@ -146,11 +155,11 @@ static inline void NAME(scores_csr)(const sgd_problem *P, const sgd_sample *samp
     for (int64_t h = first; h < end; h++) {
         const int64_t class_ = P->head_class[h];
         const real *v = specific + h * stride, *s = shared + class_ * stride;
-        double own = v[d], p = common ? P->intercept[class_] : 0.0;
+        double own = v[last], p = common ? P->intercept[class_] : 0.0;
         for (int64_t z = row; z < row_end; z++) own += (double)v[P->indices[z]] * data[z];
         p += own * P->specific_scale[h];
         for (int64_t r = 0; r < R; r++, s += class_block) {
-            double part = s[d];
+            double part = s[last];
             for (int64_t z = row; z < row_end; z++) part += (double)s[P->indices[z]] * data[z];
             p += mixing[r] * part * P->shared_scale[r * P->n_classes + class_];
         }
@@ -160,10 +169,11 @@ static inline void NAME(scores_csr)(const sgd_problem *P, const sgd_sample *samp
 
 /* The weighted loss of each task at the parameters as they are. */
 static void NAME(losses_dense)(const sgd_problem *P, double *task_loss) {
+    const vec unit = NAME(unit_vector)(P);
     double *score = P->scratch, *g = P->scratch + P->memory_stride;
     for (int64_t i = 0; i < P->n_samples; i++) {
         const sgd_sample *z = P->samples + i;
-        NAME(scores_dense)(P, z, score);
+        NAME(scores_dense)(P, z, unit, score);
         task_loss[z->task] += NAME(derivatives)(
             P, z, score, g, P->head_start[z->task + 1] - P->head_start[z->task]);
     }
@@ -183,8 +193,9 @@ static double NAME(sgd_dense)(const sgd_problem *P, const int64_t *order, int64_
     const real *X = (const real *)P->X;
     real *shared = (real *)P->shared, *specific = (real *)P->specific;
     const int64_t d = P->d, stride = P->stride, R = P->n_shared, class_block = stride * P->n_classes;
-    const int coupled = P->intercept_kind == INTERCEPT_COUPLED, common = NAME(has_common_intercept)(P);
-    const int64_t lines = d * (int64_t)sizeof(real) / 64 + 1;
+    const int common = NAME(has_common_intercept)(P), free = P->intercept_kind == INTERCEPT_FREE;
+    const vec unit = NAME(unit_vector)(P);
+    const int64_t lines = (d * (int64_t)sizeof(real) + 63) / 64 + 1; /* rows need not be aligned */
     const int64_t ahead_lines = lines < PREFETCH_LINES ? lines : PREFETCH_LINES;
     double *score = P->scratch, *g = P->scratch + P->memory_stride, total = 0.0;
 
@@ -206,7 +217,7 @@ static double NAME(sgd_dense)(const sgd_problem *P, const int64_t *order, int64_
         const real *x = X + sample->row * P->row_stride;
         const double *mixing = P->mixing + task * R, kappa = P->kappa[task];
 
-        NAME(scores_dense)(P, sample, score);
+        NAME(scores_dense)(P, sample, unit, score);
         total += NAME(derivatives)(P, sample, score, g, heads);
 
         const double rate = NAME(rate_at)(P, step);
@@ -219,12 +230,12 @@ static double NAME(sgd_dense)(const sgd_problem *P, const int64_t *order, int64_
             real *v = specific + (first + j) * stride, *s = shared + class_ * stride;
             for (int64_t r = 0; r < R; r++, s += class_block) {
                 const double push = keep_shared * mixing[r] * move;
-                NAME(shrink_and_step)(s, (real)keep_shared, (real)push, x, d);
-                if (coupled) s[d] = (real)(keep_shared * s[d] - push);
+                NAME(shrink_and_step)(s, (real)keep_shared, (real)push, x, d, stride, unit);
             }
-            if (kappa > 0) NAME(shrink_and_step)(v, (real)keep, (real)(keep * kappa * move), x, d);
-            if (coupled) v[d] = (real)(keep * (v[d] - kappa * move));
-            else if (P->intercept_kind == INTERCEPT_FREE) v[d] = (real)(v[d] - move);
+            const double free_intercept = free ? v[stride - 1] - move : 0.0;
+            if (kappa > 0)
+                NAME(shrink_and_step)(v, (real)keep, (real)(keep * kappa * move), x, d, stride, unit);
+            if (free) v[stride - 1] = (real)free_intercept;
             if (common) P->intercept[class_] -= move;
         }
     }
@@ -244,7 +255,7 @@ static inline void NAME(unscale)(real *w, double *scale, int64_t n) {
 static double NAME(sgd_csr)(const sgd_problem *P, const int64_t *order, int64_t count, int64_t step) {
     const real *data = (const real *)P->X;
     real *shared = (real *)P->shared, *specific = (real *)P->specific;
-    const int64_t d = P->d, stride = P->stride, R = P->n_shared, class_block = stride * P->n_classes;
+    const int64_t stride = P->stride, last = stride - 1, R = P->n_shared, class_block = stride * P->n_classes;
     const int coupled = P->intercept_kind == INTERCEPT_COUPLED, common = NAME(has_common_intercept)(P);
     double *score = P->scratch, *g = P->scratch + P->memory_stride, total = 0.0;
 
@@ -276,7 +287,7 @@ static double NAME(sgd_csr)(const sgd_problem *P, const int64_t *order, int64_t 
                 double *scale = P->shared_scale + r * P->n_classes + class_;
                 const double push = mixing[r] * move / *scale;
                 for (int64_t z = begin; z < end; z++) s[P->indices[z]] -= (real)(push * data[z]);
-                if (coupled) s[d] -= (real)push;
+                if (coupled) s[last] -= (real)push;
                 *scale *= keep_shared;
                 if (*scale < SMALLEST_SCALE) NAME(unscale)(s, scale, stride);
             }
@@ -285,10 +296,10 @@ static double NAME(sgd_csr)(const sgd_problem *P, const int64_t *order, int64_t 
                 const double push = kappa * move / *scale;
                 for (int64_t z = begin; z < end; z++) v[P->indices[z]] -= (real)(push * data[z]);
             }
-            const double free_intercept = v[d] * *scale - move;
-            if (coupled) v[d] -= (real)(kappa * move / *scale);
+            const double free_intercept = v[last] * *scale - move;
+            if (coupled) v[last] -= (real)(kappa * move / *scale);
             *scale *= keep;
-            if (P->intercept_kind == INTERCEPT_FREE) v[d] = (real)(free_intercept / *scale);
+            if (P->intercept_kind == INTERCEPT_FREE) v[last] = (real)(free_intercept / *scale);
             if (*scale < SMALLEST_SCALE) NAME(unscale)(v, scale, stride);
             if (common) P->intercept[class_] -= move;
         }
@@ -305,7 +316,10 @@ static double NAME(saga_dense)(const sgd_problem *P, const int64_t *order, int64
     real *shared = (real *)P->shared, *specific = (real *)P->specific;
     real *shared_average = (real *)P->shared_average, *specific_average = (real *)P->specific_average;
     const int64_t d = P->d, stride = P->stride, R = P->n_shared, class_block = stride * P->n_classes;
-    const int coupled = P->intercept_kind == INTERCEPT_COUPLED, common = NAME(has_common_intercept)(P);
+    const int common = NAME(has_common_intercept)(P), free = P->intercept_kind == INTERCEPT_FREE;
+    const vec unit = NAME(unit_vector)(P);
+    const int64_t lines = (d * (int64_t)sizeof(real) + 63) / 64 + 1;
+    const int64_t ahead_lines = lines < PREFETCH_LINES ? lines : PREFETCH_LINES;
     const double share = 1.0 / (double)P->n_samples, rate = P->rate_scale;
     double *score = P->scratch, *g = P->scratch + P->memory_stride, total = 0.0;
     (void)step;
@@ -313,8 +327,10 @@ static double NAME(saga_dense)(const sgd_problem *P, const int64_t *order, int64
     for (int64_t k = 0; k < count; k++) {
         if (k + 2 * PREFETCH_AHEAD < count)
             __builtin_prefetch(P->samples + order[k + 2 * PREFETCH_AHEAD]);
-        if (k + PREFETCH_AHEAD < count)
-            __builtin_prefetch(X + P->samples[order[k + PREFETCH_AHEAD]].row * P->row_stride);
+        if (k + PREFETCH_AHEAD < count) {
+            const char *row = (const char *)(X + P->samples[order[k + PREFETCH_AHEAD]].row * P->row_stride);
+            for (int64_t line = 0; line < ahead_lines; line++) __builtin_prefetch(row + 64 * line);
+        }
         const sgd_sample *sample = P->samples + order[k];
         const int64_t task = sample->task, first = P->head_start[task];
         const int64_t heads = P->head_start[task + 1] - first;
@@ -323,7 +339,7 @@ static double NAME(saga_dense)(const sgd_problem *P, const int64_t *order, int64
         const double rarity = P->task_rarity[task];
         double *memory = P->memory + order[k] * P->memory_stride;
 
-        NAME(scores_dense)(P, sample, score);
+        NAME(scores_dense)(P, sample, unit, score);
         total += NAME(derivatives)(P, sample, score, g, heads);
 
         const double keep = 1.0 / (1.0 + rate * P->alpha * rarity);
@@ -338,20 +354,19 @@ static double NAME(saga_dense)(const sgd_problem *P, const int64_t *order, int64
             for (int64_t r = 0; r < R; r++, s += class_block, a += class_block) {
                 const double push = mixing[r] * change;
                 NAME(saga_step)(s, a, (real)keep_shared, (real)(rate * push),
-                                (real)(rate * class_rarity), (real)(share * push), x, d);
-                if (coupled) {
-                    s[d] = (real)(keep_shared * (s[d] - rate * (push + class_rarity * a[d])));
-                    a[d] += (real)(share * push);
-                }
+                                (real)(rate * class_rarity), (real)(share * push), x, d, stride,
+                                unit);
             }
             a = specific_average + (first + j) * stride;
+            const double intercept = v[stride - 1], average = a[stride - 1];
             if (kappa > 0)
                 NAME(saga_step)(v, a, (real)keep, (real)(rate * kappa * change),
-                                (real)(rate * kappa * rarity), (real)(share * change), x, d);
-            const double gain = NAME(task_intercept_gain)(P, kappa);
-            const double moved = v[d] - rate * gain * (change + rarity * a[d]);
-            v[d] = (real)(coupled ? keep * moved : moved);
-            a[d] += (real)(share * change);
+                                (real)(rate * kappa * rarity), (real)(share * change), x, d, stride,
+                                unit);
+            if (free) {
+                v[stride - 1] = (real)(intercept - rate * (change + rarity * average));
+                a[stride - 1] = (real)(average + share * change);
+            }
             if (common) {
                 P->intercept[class_] -= rate * (change + class_rarity * P->intercept_average[class_]);
                 P->intercept_average[class_] += share * change;
@@ -369,7 +384,7 @@ static double NAME(saga_csr)(const sgd_problem *P, const int64_t *order, int64_t
     real *shared_average = (real *)P->shared_average, *specific_average = (real *)P->specific_average;
     const real *shared_spread = (const real *)P->shared_spread;
     const real *specific_spread = (const real *)P->specific_spread;
-    const int64_t d = P->d, stride = P->stride, R = P->n_shared, class_block = stride * P->n_classes;
+    const int64_t stride = P->stride, last = stride - 1, R = P->n_shared, class_block = stride * P->n_classes;
     const int coupled = P->intercept_kind == INTERCEPT_COUPLED, common = NAME(has_common_intercept)(P);
     const double share = 1.0 / (double)P->n_samples, rate = P->rate_scale, alpha = P->alpha;
     double *score = P->scratch, *g = P->scratch + P->memory_stride, total = 0.0;
@@ -406,9 +421,9 @@ static double NAME(saga_csr)(const sgd_problem *P, const int64_t *order, int64_t
                     a[i] += (real)(share * push * data[z]);
                 }
                 if (coupled) {
-                    s[d] = (real)((s[d] - rate * (push + class_rarity * a[d])) /
+                    s[last] = (real)((s[last] - rate * (push + class_rarity * a[last])) /
                                   (1.0 + rate * alpha * class_rarity));
-                    a[d] += (real)(share * push);
+                    a[last] += (real)(share * push);
                 }
             }
             a = specific_average + (first + j) * stride;
@@ -421,9 +436,9 @@ static double NAME(saga_csr)(const sgd_problem *P, const int64_t *order, int64_t
                     a[i] += (real)(share * change * data[z]);
                 }
             const double gain = NAME(task_intercept_gain)(P, kappa);
-            const double moved = v[d] - rate * gain * (change + rarity * a[d]);
-            v[d] = (real)(coupled ? moved / (1.0 + rate * alpha * rarity) : moved);
-            a[d] += (real)(share * change);
+            const double moved = v[last] - rate * gain * (change + rarity * a[last]);
+            v[last] = (real)(coupled ? moved / (1.0 + rate * alpha * rarity) : moved);
+            if (gain > 0) a[last] += (real)(share * change);
             if (common) {
                 P->intercept[class_] -= rate * (change + class_rarity * P->intercept_average[class_]);
                 P->intercept_average[class_] += share * change;

@@ -4,8 +4,9 @@ All solvers take the same description of a problem:
 
 samples : structured array (n,) of `SAMPLE`
 order : int64 (m,), which samples to draw, in order
-shared : (R, K, d + 1), `specific` : (heads, d + 1), `intercept` : float64 (K,)
-    Parameters, changed in place; the last coordinate of a vector is its intercept.
+shared : (R, K, stride), `specific` : (heads, stride), `intercept` : float64 (K,)
+    Parameters, changed in place. A vector is d features, zeros up to a multiple of 64 bytes, and
+    last its intercept.
 coupling : (mixing (T, R), kappa (T,))
 heads : (head_start int64 (T + 1,), head_class int32 (heads,))
     Heads of task t are ``head_start[t]:head_start[t + 1]``; each belongs to one of K classes.
@@ -211,6 +212,12 @@ def _run(rows, samples, order, shared, specific, intercept, *settings, owner, n_
     return total
 
 
+def _dense_rows(X, width):
+    padded = np.zeros((len(X), width))
+    padded[:, : X.shape[1]] = X
+    return padded.__getitem__
+
+
 def _csr_rows(data, indices, indptr, d):
     def rows(row):
         x = np.zeros(d)
@@ -243,7 +250,7 @@ def sgd_dense(
     ``s_r ← (s_r − η B[t,r] g x) / (1 + η α)`` and ``v_t ← (v_t − η κ_t g x) / (1 + η α / P(t))``.
     """
     return _run(
-        lambda row: X[row].astype(np.float64),
+        _dense_rows(X, specific.shape[1] - 1),
         samples,
         order,
         shared,
@@ -336,9 +343,7 @@ def _saga(rows, samples, order, shared, specific, intercept, *settings, memory, 
         v, a = specific[own], specific_average[own]
         moved = v - rate * gain * (gradient + often_own * a)
         specific[own] = moved / (1 + rate * alpha * shrink)
-        touched = gradient.copy()
-        if kappa[task] == 0:
-            touched[:, :-1] = 0.0
+        touched = gradient * (gain > 0)
         specific_average[own] = a + touched / n
         if kind in (SHARED, COUPLED):
             intercept[classes] -= rate * (
@@ -371,7 +376,7 @@ def saga_dense(
     penalty enter 1 / P(t) times as strongly because only draws of its task touch it.
     """
     return _saga(
-        lambda row: X[row].astype(np.float64),
+        _dense_rows(X, specific.shape[1] - 1),
         samples,
         order,
         shared,
@@ -438,7 +443,7 @@ def losses_dense(
     X, samples, shared, specific, intercept, coupling, heads, loss, penalty, task_loss
 ):
     """Add each sample's weighted loss to its task's entry of `task_loss`."""
-    rows = X.astype(np.float64).__getitem__
+    rows = _dense_rows(X, specific.shape[1] - 1)
     _losses(rows, samples, shared, specific, intercept, coupling, heads, loss, penalty, task_loss)
 
 
