@@ -110,7 +110,7 @@ def closed_form(X, y, task, kappa, alpha):
 
 
 def independent_form(X, y, task, alpha):
-    n, d = X.shape
+    n, _d = X.shape
     weights = []
     for t in range(task.max() + 1):
         rows = task == t

@@ -29,7 +29,7 @@ def test_a_missing_file_says_where_to_put_it(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match=r"school.npz is not in .*FASTMTL_DATA.*MALSAR"):
         datasets.fetch_school(data_home=tmp_path)
     monkeypatch.setenv("FASTMTL_DATA", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match="landmine.npz"):
+    with pytest.raises(FileNotFoundError, match=r"landmine\.npz"):
         datasets.fetch_landmine()
 
 
@@ -48,7 +48,7 @@ def test_data_home_prefers_argument_then_variable_then_home(monkeypatch):
 
 
 def test_shipped_tasks_are_derived_from_their_data():
-    X, y, tasks = datasets.load_digits_tasks(return_X_y=True)
+    X, _y, tasks = datasets.load_digits_tasks(return_X_y=True)
     assert X.min() >= 0 and X.max() <= 1
     still = tasks == "camera 1,1"
     np.testing.assert_allclose(X[still], datasets.load_digits().data[still] / 16)

@@ -299,7 +299,7 @@ def test_the_default_does_not_diverge_on_unscaled_data():
 def test_divergence_is_said_and_nothing_is_half_fitted():
     X, y, task = regression()
     model = MultiTaskSGDRegressor(solver="sgd", learning_rate="constant", eta0=1e3)
-    with pytest.raises(FloatingPointError, match="diverged in epoch .*lower eta0"):
+    with pytest.raises(FloatingPointError, match=r"diverged in epoch .*lower eta0"):
         model.fit(X, y, tasks=task)
     assert not hasattr(model, "tasks_")
 
@@ -666,7 +666,7 @@ def test_predict_before_fit_and_wrong_width_are_refused():
         MultiTaskSGDRegressor().predict(np.eye(2))
     X, y, task = regression()
     model = MultiTaskSGDRegressor().fit(X, y, tasks=task)
-    with pytest.raises(ValueError, match="5 features.*expecting 4"):
+    with pytest.raises(ValueError, match=r"5 features.*expecting 4"):
         model.predict(np.ones((1, 5)), tasks=[0])
 
 

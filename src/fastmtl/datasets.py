@@ -33,9 +33,9 @@ SHA256 = {
 SCHOOL = """Examination scores of 15,362 pupils in 139 London schools, 1985-1987 (ILEA).
 
 X (15362, 28): year, gender, verbal-reasoning band, ethnic group and school features, one-hot
-coded, and a constant; y: the score; task: the school. Used for multi-task learning by Bakker and Heskes
-(2003), Evgeniou et al. (2005) and Argyriou et al. (2008). This coding is that of the MALSAR package,
-`data/school.mat`."""
+coded, and a constant; y: the score; task: the school. Used for multi-task learning by Bakker and
+Heskes (2003), Evgeniou et al. (2005) and Argyriou et al. (2008). This coding is that of the MALSAR
+package, `data/school.mat`."""
 
 LANDMINE = """Radar images of 29 mine fields (Xue et al., 2007).
 
@@ -72,8 +72,8 @@ def _read(name, origin, data_home):
     if not path.is_file():
         raise FileNotFoundError(
             f"{name} is not in {folder}; place it there, or name its folder with data_home= or "
-            f"the environment variable FASTMTL_DATA. It is an .npz with arrays X, y and task, made from "
-            f"{origin}"
+            f"the environment variable FASTMTL_DATA. It is an .npz with arrays X, y and task, "
+            f"made from {origin}"
         )
     content = path.read_bytes()
     found = hashlib.sha256(content).hexdigest()

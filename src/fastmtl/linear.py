@@ -596,8 +596,8 @@ class MultiTaskSGDClassifier(ClassifierMixin, _MultiTaskSGD):
 
     The model and the objective are those of :class:`MultiTaskSGDRegressor`; the loss is that of a
     classifier. Where each task has two classes there is one score per task; with more, each task
-    has a softmax over its own classes, and tasks that have a class in common share its vector. It takes
-    Y of shape (n, n_tasks) where ``MultiOutputClassifier(LogisticRegression())`` does.
+    has a softmax over its own classes, and tasks that have a class in common share its vector. It
+    takes Y of shape (n, n_tasks) where ``MultiOutputClassifier(LogisticRegression())`` does.
 
     In the long and the list form all tasks draw on one set of labels; with two labels in all, each
     task has both. In the matrix form each column has its own. A task in which only one class was
@@ -822,7 +822,7 @@ class MultiTaskSGDClassifier(ClassifierMixin, _MultiTaskSGD):
         -------
         scores : ndarray or list of ndarray
             Two classes per task: (n,), positive for the second class, or (n, n_tasks) in the matrix
-            form. More: (n, n_classes) with -inf for classes that the row's task does not have, or in
+            form. More: (n, n_classes) with -inf for classes that the row's task lacks, or in
             the matrix form a list with (n, n_classes_t) for each task.
         """
         queries, scores = self._scores(X, tasks)

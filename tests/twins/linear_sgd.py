@@ -111,7 +111,7 @@ def saga_cases(sparse):
             )
             case["schedule"] = (0.004, 0.0, 0.0, 0)
             if sparse:
-                n_classes = case["shared"].shape[1]
+                case["shared"].shape[1]
                 case["spreads"] = (
                     rng.uniform(1, 3, size=case["shared"].shape[1:]).astype(dtype),
                     rng.uniform(1, 9, size=(4, case["shared"].shape[2])).astype(dtype),
