@@ -123,10 +123,11 @@ def test_compiled_equals_reference(module_name, name, dtype):
 
 @pytest.mark.skipif(bool(os.environ.get("FASTMTL_SIMD")), reason="a path is already forced")
 @pytest.mark.parametrize("path", cpu.simd_available[:-1])
-def test_every_lower_simd_path_passes_the_same_walk(path):
+def test_every_lower_simd_path_passes_the_same_walk_and_the_kernels_tests(path):
     finished = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:randomly", "-p", "no:cacheprovider"]
-        + ["-k", "test_compiled_equals_reference", __file__],
+        + ["-k", "test_compiled_equals_reference or test_kernels"]
+        + [__file__, os.path.join(os.path.dirname(__file__), "test_kernels.py")],
         env={**os.environ, "FASTMTL_SIMD": path},
         capture_output=True,
         text=True,

@@ -23,6 +23,11 @@ static inline vec load(const real *p) { return *(const NAME(vec_unaligned_t) *)p
 static inline void store(real *p, vec v) { *(NAME(vec_unaligned_t) *)p = v; }
 #if VEC_BYTES
 static inline vec splat(real a) { return a - (vec){0}; }
+#if TARGET_LEVEL == 2 && IS_F32
+static inline real sum_lanes(vec v) { return _mm512_reduce_add_ps((__m512)v); }
+#elif TARGET_LEVEL == 2
+static inline real sum_lanes(vec v) { return _mm512_reduce_add_pd((__m512d)v); }
+#else
 static inline real sum_lanes(vec v) {
     real buffer[LANES];
     memcpy(buffer, &v, sizeof v);
@@ -30,6 +35,7 @@ static inline real sum_lanes(vec v) {
         for (int i = 0; i < half; i++) buffer[i] += buffer[i + half];
     return buffer[0];
 }
+#endif
 #else
 static inline vec splat(real a) { return a; }
 static inline real sum_lanes(vec v) { return v; }
