@@ -1,6 +1,7 @@
 import numpy as np
 
-TOLERANCE = {"gram": 10}  # powers multiply the rounding of the inner product
+# Powers multiply the rounding of the inner product; sums of products cancel.
+TOLERANCE = {"gram": 10, "gram_product": 100}
 
 
 def gram(rng, dtype):
@@ -26,4 +27,14 @@ def gram(rng, dtype):
                 }
 
 
-CASES = {"gram": gram}
+def gram_product(rng, dtype):
+    for case in gram(rng, dtype):
+        if case["Y"] is None:
+            continue
+        for n_vectors in (1, 3):
+            vectors = rng.normal(size=(n_vectors, len(case["Y"]))).astype(dtype)
+            out = np.zeros((len(case["X"]), n_vectors), dtype=dtype)
+            yield {**case, "vectors": vectors, "out": out}
+
+
+CASES = {"gram": gram, "gram_product": gram_product}

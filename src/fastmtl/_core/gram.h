@@ -18,6 +18,9 @@ typedef struct {
     void *out;            /* out_stride apart */
     int64_t out_stride;
     int32_t stream;       /* write past the cache: large, aligned outputs */
+    /* for products: rows of m numbers, vector_stride apart, each one vector */
+    const void *vectors;
+    int64_t vector_stride, n_vectors;
 } gram_problem;
 
 typedef struct {
@@ -31,6 +34,9 @@ typedef struct {
     /* The same, written to out[i.., j..] and mirrored to out[j.., i..]; scratch: twice the above. */
     void (*mirrored_tile)(const gram_problem *, int64_t i, int64_t i_end, int64_t j, int64_t j_end,
                           void *scratch);
+    /* Adds the tile times the vectors to out[i.., vector]; scratch as for mirrored_tile. */
+    void (*product_tile)(const gram_problem *, int64_t i, int64_t i_end, int64_t j, int64_t j_end,
+                         void *scratch);
 } gram_table;
 
 const gram_table *gram_table_f64(int level);

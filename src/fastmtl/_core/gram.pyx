@@ -20,6 +20,8 @@ cdef extern from "gram.h" nogil:
         void *out
         int64_t out_stride
         int32_t stream
+        const void *vectors
+        int64_t vector_stride, n_vectors
 
     ctypedef struct gram_table:
         int64_t panel, tile_rows, tile_columns
@@ -28,6 +30,8 @@ cdef extern from "gram.h" nogil:
                      void *) noexcept nogil
         void (*mirrored_tile)(const gram_problem *, int64_t, int64_t, int64_t, int64_t,
                               void *) noexcept nogil
+        void (*product_tile)(const gram_problem *, int64_t, int64_t, int64_t, int64_t,
+                             void *) noexcept nogil
 
     const gram_table *gram_table_f64(int level)
     const gram_table *gram_table_f32(int level)
@@ -53,8 +57,30 @@ def gram(X, Y, out, int function, double scale, double shift, int degree, row_te
 
     See :func:`fastmtl.reference.gram.gram`.
     """
-    cdef bint symmetric = Y is None
-    other = X if symmetric else Y
+    other = X if Y is None else Y
+    if out.shape[0] != X.shape[0] or out.shape[1] != other.shape[0]:
+        raise ValueError("shapes do not agree")
+    _pass(X, other, out, None, Y is None, function, scale, shift, degree, row_term, column_term,
+          n_threads)
+
+
+def gram_product(X, Y, vectors, out, int function, double scale, double shift, int degree, row_term,
+                 column_term, int n_threads):
+    """Fill `out` (n, k) with the Gram of X and Y times the k rows of `vectors`, tile by tile.
+
+    See :func:`fastmtl.reference.gram.gram_product`.
+    """
+    if out.shape[0] != X.shape[0] or out.shape[1] != vectors.shape[0] or (
+        vectors.shape[1] != Y.shape[0] or vectors.dtype != X.dtype
+    ):
+        raise ValueError("shapes or dtypes do not agree")
+    out[...] = 0
+    _pass(X, Y, out, vectors, False, function, scale, shift, degree, row_term, column_term,
+          n_threads)
+
+
+cdef _pass(X, other, out, vectors, bint symmetric, int function, double scale, double shift,
+           int degree, row_term, column_term, int n_threads):
     if not (X.dtype == other.dtype == out.dtype):
         raise TypeError("X, Y and out must have one dtype")
     cdef const gram_table *table
@@ -65,12 +91,12 @@ def gram(X, Y, out, int function, double scale, double shift, int degree, row_te
     else:
         raise TypeError(f"dtype must be float32 or float64, got {X.dtype}")
     cdef int64_t size = X.itemsize, n = X.shape[0], m = other.shape[0], d = X.shape[1]
-    if out.shape[0] != n or out.shape[1] != m or other.shape[1] != d:
+    if other.shape[1] != d:
         raise ValueError("shapes do not agree")
     if n == 0 or m == 0:
         return
     if (d > 1 and (X.strides[1] != size or other.strides[1] != size)) or (
-        m > 1 and out.strides[1] != size
+        out.shape[1] > 1 and out.strides[1] != size
     ):
         raise ValueError("rows of X, Y and out must be contiguous")
 
@@ -90,10 +116,21 @@ def gram(X, Y, out, int function, double scale, double shift, int degree, row_te
     cdef char *first_out = _address(out)
     P.out_stride = out.strides[0] // size
     P.stream = (
-        n * m * size >= STREAM_BYTES
+        vectors is None
+        and n * m * size >= STREAM_BYTES
         and <uintptr_t>first_out % CACHE_LINE == 0
         and out.strides[0] % CACHE_LINE == 0
     )
+
+    cdef char *first_vector = NULL
+    P.vectors = NULL
+    P.vector_stride = P.n_vectors = 0
+    if vectors is not None:
+        if m > 1 and vectors.strides[1] != size:
+            raise ValueError("rows of vectors must be contiguous")
+        first_vector = _address(vectors)
+        P.n_vectors = vectors.shape[0]
+        P.vector_stride = vectors.strides[0] // size
 
     cdef int64_t panel = table.panel, columns_at_once, n_panels
     columns_at_once = max(table.tile_columns,
@@ -125,7 +162,11 @@ def gram(X, Y, out, int function, double scale, double shift, int degree, row_te
             table.pack(y + (begin + p * panel) * y_stride * size, y_stride,
                        min(panel, width - p * panel), d, packed + p * panel * d * size)
         P.m = width
-        P.out = first_out + begin * size
+        if first_vector != NULL:
+            P.vectors = first_vector + begin * size
+            P.out = first_out
+        else:
+            P.out = first_out + begin * size
         P.column_term = column_terms + begin * size if column_terms != NULL else NULL
         tiles_across = (width + tile_columns - 1) // tile_columns
         tiles = (n + tile_rows - 1) // tile_rows * tiles_across
@@ -138,13 +179,15 @@ def gram(X, Y, out, int function, double scale, double shift, int degree, row_te
 cdef void _tiles(const gram_table *table, const gram_problem *P, int64_t tiles,
                  int64_t tiles_across, int64_t tile_rows, int64_t tile_columns, bint symmetric,
                  char *scratch, int64_t scratch_size, int n_threads) noexcept nogil:
-    cdef int64_t chunk, chunks = n_threads * 8
-    if chunks > tiles:
-        chunks = tiles
+    cdef int64_t chunk, chunks = n_threads * 8, unit = 1
+    if P.vectors != NULL:
+        unit = tiles_across  # a product's rows belong to one thread
+    if chunks > tiles // unit:
+        chunks = tiles // unit
     # Each turn of the loop is a run of tiles, in the scratch of the thread that takes it.
     for chunk in prange(chunks, num_threads=n_threads, schedule="dynamic", chunksize=1):
-        _run_of_tiles(table, P, tiles * chunk // chunks, tiles * (chunk + 1) // chunks,
-                      tiles_across, tile_rows, tile_columns, symmetric,
+        _run_of_tiles(table, P, tiles // unit * chunk // chunks * unit,
+                      tiles // unit * (chunk + 1) // chunks * unit, tiles_across, tile_rows, tile_columns, symmetric,
                       scratch + _thread_number() * scratch_size)
 
 
@@ -169,7 +212,9 @@ cdef void _run_of_tiles(const gram_table *table, const gram_problem *P, int64_t 
         j = t % tiles_across * tile_columns
         i_end = min(i + tile_rows, P.n)
         j_end = min(j + tile_columns, P.m)
-        if not symmetric:
+        if P.vectors != NULL:
+            table.product_tile(P, i, i_end, j, j_end, scratch)
+        elif not symmetric:
             table.tile(P, i, i_end, j, j_end, scratch)
         elif j >= i:
             table.mirrored_tile(P, i, i_end, j, j_end, scratch)

@@ -203,8 +203,22 @@ static void NAME(mirrored_tile)(const gram_problem *P, int64_t i, int64_t i_end,
     }
 }
 
+static void NAME(product_tile)(const gram_problem *P, int64_t i, int64_t i_end, int64_t j,
+                               int64_t j_end, void *scratch) {
+    real *sums = (real *)scratch, *tile = sums + (TILE_ROWS + BLOCK_ROWS) * TILE_PANELS * PANEL;
+    const int64_t stride = TILE_PANELS * PANEL;
+    NAME(tile_to)(P, i, i_end, j, j_end, sums, tile, stride, 0);
+    for (int64_t a = i; a < i_end; a++) {
+        real *out = (real *)P->out + a * P->out_stride;
+        const real *v = (const real *)P->vectors + j;
+        for (int64_t k = 0; k < P->n_vectors; k++, v += P->vector_stride)
+            out[k] += dot(tile + (a - i) * stride, v, j_end - j);
+    }
+}
+
 static const gram_table NAME(gram_table) = {
     PANEL, TILE_ROWS, TILE_PANELS * PANEL, NAME(pack), NAME(tile), NAME(mirrored_tile),
+    NAME(product_tile),
 };
 #undef BLOCK_ROWS
 #undef PANEL_VECS

@@ -3,7 +3,7 @@
 import numpy as np
 from scipy.special import expit
 
-__all__ = ["gram"]
+__all__ = ["gram", "gram_product"]
 
 
 def gram(X, Y, out, function, scale, shift, degree, row_term, column_term, n_threads):
@@ -25,3 +25,12 @@ def gram(X, Y, out, function, scale, shift, degree, row_term, column_term, n_thr
         lambda z: z**degree,
     )
     out[...] = functions[function](z)
+
+
+def gram_product(
+    X, Y, vectors, out, function, scale, shift, degree, row_term, column_term, n_threads
+):
+    """Fill `out` (n, k) with the Gram of X and Y times the k rows of `vectors`."""
+    K = np.empty((len(X), len(Y)))
+    gram(X, Y, K, function, scale, shift, degree, row_term, column_term, n_threads)
+    out[...] = K @ vectors.astype(np.float64).T
