@@ -6,6 +6,7 @@ import pytest
 import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.sparse.linalg import aslinearoperator, cg, eigsh, svds
 from sklearn.metrics import pairwise
 
 import fastmtl
@@ -191,7 +192,7 @@ def test_the_number_of_threads_does_not_change_a_bit():
         ({"Y": [[1.0, 2.0]]}, "Y has 2 features, X has 1"),
         ({"X": [[1j]]}, "Complex data not supported"),
         ({"X": [["a"]]}, "could not convert"),
-        ({"sigma": "scale"}, "sigma is 'scale'; pass a finite number"),
+        ({"sigma": "large"}, "sigma is 'large'; pass a finite number, 'scale' or 'auto'"),
         ({"sigma": np.nan}, "sigma is nan"),
         ({"c": None}, "c is None"),
         ({"n_threads": 0}, "n_threads is 0"),
@@ -211,3 +212,102 @@ def test_read_only_out_is_refused():
     out.flags.writeable = False
     with pytest.raises(ValueError, match="out is read-only"):
         fastmtl.sigmoid_kernel([[1.0]], out=out)
+
+
+def test_scale_is_one_over_the_spread_of_the_features():
+    X, Y = data(50, 20, 4)
+    X = 3 * X + 1
+    want = fastmtl.sigmoid_kernel(X, Y, sigma=1 / (4 * X.var()))
+    np.testing.assert_allclose(fastmtl.sigmoid_kernel(X, Y, sigma="scale"), want, rtol=1e-12)
+    np.testing.assert_allclose(
+        fastmtl.sigmoid_kernel(sp.csr_matrix(X), Y, sigma="scale"), want, rtol=1e-11
+    )
+
+
+@pytest.mark.parametrize("kernel", ["sigmoid", "tanh", "linear", "poly", "rbf"])
+def test_blocks_make_up_the_matrix(kernel):
+    X, Y = data(53, 31, 6)
+    names = {"poly": "polynomial"}
+    whole = getattr(fastmtl, f"{names.get(kernel, kernel)}_kernel")(X, Y)
+    seen = 0
+    for rows, block in fastmtl.iter_gram(X, Y, kernel=kernel, block_rows=20):
+        np.testing.assert_allclose(block, whole[rows], rtol=1e-12)
+        seen += len(block)
+    assert seen == 53
+    for rows, block in fastmtl.iter_gram(sp.csr_matrix(X), kernel=kernel, block_rows=7):
+        assert block.shape == (rows.stop - rows.start, 53)
+
+
+def test_iter_gram_names_what_is_wrong():
+    with pytest.raises(ValueError, match="kernel is 'cosine'"):
+        fastmtl.iter_gram(np.eye(2), kernel="cosine")
+    with pytest.raises(ValueError, match="block_rows is 0"):
+        fastmtl.iter_gram(np.eye(2), block_rows=0)
+
+
+@pytest.mark.parametrize("form", ["logistic", "tanh"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("n_threads", [1, 3])
+def test_operator_is_the_matrix(form, dtype, n_threads):
+    X, Y = data(301, 530, 9, dtype)
+    settings = {"sigma": 0.4, "c": 0.2}
+    operator = fastmtl.SigmoidOperator(X, Y, form=form, n_threads=n_threads, **settings)
+    if form == "logistic":
+        K = fastmtl.sigmoid_kernel(X, Y, **settings)
+    else:
+        K = fastmtl.tanh_kernel(X, Y, gamma=0.4, coef0=0.2)
+    rng = np.random.default_rng(0)
+    v, V, u = rng.normal(size=530), rng.normal(size=(530, 4)), rng.normal(size=301)
+    for got, want in [
+        (operator @ v, K @ v),
+        (operator @ V, K @ V),
+        (operator.T @ u, K.T @ u),
+        (operator.H @ u, K.T @ u),
+        (operator.diagonal(), np.diagonal(K)),
+    ]:
+        assert got.dtype == dtype
+        np.testing.assert_allclose(got, want, atol=300 * TOLERANCE[dtype])
+    assert operator.shape == (301, 530)
+
+
+def test_operator_serves_scipy_s_solvers():
+    X, Y = data(200, 80, 5)
+    operator, K = fastmtl.SigmoidOperator(X, sigma=0.3), fastmtl.sigmoid_kernel(X, sigma=0.3)
+    found = eigsh(operator, k=4, return_eigenvectors=False, v0=np.ones(200))
+    want = np.linalg.eigvalsh(K)
+    np.testing.assert_allclose(np.sort(np.abs(found)), np.sort(np.abs(want))[-4:], rtol=1e-8)
+    wide = fastmtl.SigmoidOperator(X, Y, sigma=0.3)
+    singular = svds(wide, k=3, return_singular_vectors=False, v0=np.ones(80))
+    want = np.linalg.svd(fastmtl.sigmoid_kernel(X, Y, sigma=0.3), compute_uv=False)[:3]
+    np.testing.assert_allclose(np.sort(singular)[::-1], want, rtol=1e-8)
+    shifted = operator @ operator + aslinearoperator(np.eye(200))
+    solution, failed = cg(shifted, np.ones(200), rtol=1e-10)
+    assert failed == 0
+    np.testing.assert_allclose(K @ (K @ solution) + solution, np.ones(200), atol=1e-7)
+
+
+def test_operator_refuses_what_it_cannot_multiply():
+    with pytest.raises(ValueError, match="form is 'rbf'"):
+        fastmtl.SigmoidOperator(np.eye(2), form="rbf")
+    with pytest.raises(ValueError, match="must be dense"):
+        fastmtl.SigmoidOperator(sp.csr_matrix(np.eye(2)))
+    with pytest.raises(ValueError, match="Y has 3 features, X has 2"):
+        fastmtl.SigmoidOperator(np.eye(2), np.eye(3))
+
+
+def test_gradient_is_that_of_finite_differences():
+    X, Y = data(30, 40, 5)
+    W = np.random.default_rng(1).normal(size=(30, 40))
+
+    def value(sigma, c):
+        return np.sum(W * fastmtl.sigmoid_kernel(X, Y, sigma=sigma, c=c))
+
+    h = 1e-6
+    want = [
+        (value(0.4 + h, 0.3) - value(0.4 - h, 0.3)) / (2 * h),
+        (value(0.4, 0.3 + h) - value(0.4, 0.3 - h)) / (2 * h),
+    ]
+    got = fastmtl.kernel_gradient(X, Y, W, sigma=0.4, c=0.3, block_rows=7)
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+    with pytest.raises(ValueError, match=r"W has shape \(2, 2\)"):
+        fastmtl.kernel_gradient(X, Y, np.eye(2))

@@ -6,6 +6,9 @@ from fastmtl.config import get_config, show_config
 from fastmtl.coupling import TaskCoupling
 from fastmtl.kernel_machines import MultiTaskKernelRidge, MultiTaskSVC, MultiTaskSVR
 from fastmtl.kernels import (
+    SigmoidOperator,
+    iter_gram,
+    kernel_gradient,
     linear_kernel,
     polynomial_kernel,
     rbf_kernel,
@@ -19,6 +22,7 @@ from fastmtl.network import (
     MultiTaskNetworkRegressor,
 )
 from fastmtl.nystroem import SigmoidNystroem, make_kernel_sgd
+from fastmtl.psd import kernel_diagnostics, nearest_psd
 
 __all__ = [
     "MultiTaskKernelRidge",
@@ -30,11 +34,16 @@ __all__ = [
     "MultiTaskSVC",
     "MultiTaskSVR",
     "SigmoidNystroem",
+    "SigmoidOperator",
     "TaskCoupling",
     "__version__",
     "get_config",
+    "iter_gram",
+    "kernel_diagnostics",
+    "kernel_gradient",
     "linear_kernel",
     "make_kernel_sgd",
+    "nearest_psd",
     "polynomial_kernel",
     "rbf_kernel",
     "show_config",

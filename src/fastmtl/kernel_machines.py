@@ -24,6 +24,7 @@ from fastmtl._core.dual_cd import minimise
 from fastmtl.config import resolve_threads
 from fastmtl.coupling import resolve_coupling
 from fastmtl.kernels import (
+    kernel_scale,
     linear_kernel,
     polynomial_kernel,
     rbf_kernel,
@@ -39,6 +40,7 @@ from fastmtl.linear import (
     _task_weights,
 )
 from fastmtl.observations import Classes, encode_classes, is_list_form, observe, query
+from fastmtl.psd import nearest_psd
 
 __all__ = ["MultiTaskKernelRidge", "MultiTaskSVC", "MultiTaskSVR"]
 
@@ -207,7 +209,7 @@ class _KernelMachine(BaseEstimator):
         arguments = {name: getattr(self, name) for name in names}
         for name in ("sigma", "gamma"):
             if isinstance(arguments.get(name), str):
-                arguments[name] = _scale(X, arguments[name], weight)
+                arguments[name] = kernel_scale(X, arguments[name], name, weight)
         return _Kernel(function, arguments, own=False)
 
     def _gram(self, kernel, rows):
@@ -233,22 +235,18 @@ class _KernelMachine(BaseEstimator):
                 f"indefinite={self.indefinite!r} needs the whole Gram matrix, which exceeds "
                 f"cache_size={self.cache_size:g} MB; raise cache_size, or use indefinite='smo'"
             )
-        values, vectors = np.linalg.eigh(gram.astype(np.float64))
+        repaired = nearest_psd(gram, self.indefinite)
+        values = repaired.eigenvalues
         if values[0] >= -1e-7 * values[-1]:
             return gram, None
-        negative = vectors[:, values < 0]
-        change = 1.0 if self.indefinite == "clip" else 2.0
         warnings.warn(
-            f"the kernel is not positive semi-definite on these rows: {negative.shape[1]} of "
+            f"the kernel is not positive semi-definite on these rows: {np.sum(values < 0)} of "
             f"{len(values)} eigenvalues are negative (the least is {values[0]:.3g}, the greatest "
             f"{values[-1]:.3g}); indefinite={self.indefinite!r} repairs them",
             UserWarning,
             stacklevel=5,
         )
-        projection = np.eye(len(values)) - change * negative @ negative.T
-        repaired = gram - change * (negative * values[values < 0]) @ negative.T
-        repaired = np.ascontiguousarray((repaired + repaired.T) / 2, dtype=gram.dtype)
-        return repaired, projection
+        return repaired.gram, repaired.projection
 
     def _store(self, observations, classes, factors, kernel, rows, source, outputs, projection):
         n_rows = rows.shape[0]
@@ -1112,21 +1110,6 @@ def _free_intercepts(beta, gradient, lower, upper, epsilon, group, task):
             ends.append(down[mine & (beta > lower)].max())
         intercept[g] = -np.mean(ends) if ends else 0.0
     return intercept[group]
-
-
-def _scale(X, word, weight=None):
-    """``1 / d``, or divided by the variance of X's entries too, its rows weighted."""
-    d = X.shape[1]
-    if word == "auto":
-        return 1.0 / d
-    weight = np.ones(X.shape[0]) if weight is None else weight
-    if sp.issparse(X):
-        squares = weight @ X.multiply(X).sum(axis=1)
-    else:
-        squares = weight @ np.einsum("ij,ij->i", X, X, dtype=np.float64)
-    count = d * weight.sum()
-    variance = float(np.sum(squares)) / count - (np.sum(weight @ X) / count) ** 2
-    return 1.0 / (d * variance) if variance > 0 else 1.0 / d
 
 
 def _check_precomputed(model, X):

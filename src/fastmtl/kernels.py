@@ -11,16 +11,28 @@ import numbers
 
 import numpy as np
 import scipy.sparse as sp
+from scipy.sparse.linalg import LinearOperator
+from scipy.special import expit
 from sklearn.utils import check_array
 
 from fastmtl._core import gram as core
 from fastmtl.config import resolve_threads
 
-__all__ = ["linear_kernel", "polynomial_kernel", "rbf_kernel", "sigmoid_kernel", "tanh_kernel"]
+__all__ = [
+    "SigmoidOperator",
+    "iter_gram",
+    "kernel_gradient",
+    "linear_kernel",
+    "polynomial_kernel",
+    "rbf_kernel",
+    "sigmoid_kernel",
+    "tanh_kernel",
+]
 
 LINEAR, LOGISTIC, TANH, EXP, POWER = range(5)
 FLOATS = (np.float64, np.float32)
 CACHE_LINE = 64
+WORK_PER_THREAD = 10_000_000  # multiply-adds; below, waking a thread costs more than it does
 
 
 def sigmoid_kernel(X, Y=None, *, sigma=1.0, c=0.0, out=None, n_threads=None):
@@ -32,9 +44,10 @@ def sigmoid_kernel(X, Y=None, *, sigma=1.0, c=0.0, out=None, n_threads=None):
         float32 and float64 are kept (float32 only if both inputs are); other dtypes become float64.
     Y : array-like or sparse matrix of shape (m, d), default=None
         None means X itself; the result is then exactly symmetric, in half the time.
-    sigma : float, default=1.0
+    sigma : float or {"scale", "auto"}, default=1.0
         Slope. Where ``sigma * x·y`` stays small all entries are near ½, where it is large they are
-        0 or 1; standardised features want about ``1 / d``.
+        0 or 1. ``"scale"`` is ``1 / (d · X.var())``, which gives the inner products of standardised
+        rows a spread of about ``1 / √d``, and ``"auto"`` is ``1 / d``.
     c : float, default=0.0
         Offset added to the inner product.
     out : ndarray of shape (n, m), default=None
@@ -70,7 +83,7 @@ def sigmoid_kernel(X, Y=None, *, sigma=1.0, c=0.0, out=None, n_threads=None):
     array([[0.5   ],
            [0.9526]])
     """
-    sigma, c = _number(sigma, "sigma"), _number(c, "c")
+    sigma, c = _sigma(sigma, X), _number(c, "c")
     return _gram(X, Y, out, n_threads, LOGISTIC, sigma, sigma * c)
 
 
@@ -182,6 +195,227 @@ def rbf_kernel(X, Y=None, *, gamma=None, out=None, n_threads=None):
     return _gram(X, Y, out, n_threads, EXP, 2.0 * gamma, 0.0, distance=gamma)
 
 
+KERNELS = {
+    "sigmoid": sigmoid_kernel,
+    "tanh": tanh_kernel,
+    "linear": linear_kernel,
+    "poly": polynomial_kernel,
+    "rbf": rbf_kernel,
+}
+
+
+def iter_gram(X, Y=None, *, kernel="sigmoid", block_rows=1024, n_threads=None, **parameters):
+    """Yield a Gram matrix block by block of rows, for one larger than memory.
+
+    Parameters
+    ----------
+    X, Y
+        As in :func:`sigmoid_kernel`.
+    kernel : {"sigmoid", "tanh", "linear", "poly", "rbf"}, default="sigmoid"
+        Which kernel; `parameters` are those of its function.
+    block_rows : int, default=1024
+        Rows of a block, the last one perhaps fewer.
+    n_threads : int or None, default=None
+        As in :func:`sigmoid_kernel`.
+
+    Yields
+    ------
+    rows : slice
+        The rows of X.
+    block : ndarray of shape (rows, m)
+        Their kernel values. The next block overwrites it: copy what you keep.
+
+    Raises
+    ------
+    ValueError
+        If `kernel` is another word or `block_rows` is not positive.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastmtl
+    >>> [block.shape for _, block in fastmtl.iter_gram(np.eye(5), block_rows=2)]
+    [(2, 5), (2, 5), (1, 5)]
+    """
+    if kernel not in KERNELS:
+        raise ValueError(f"kernel is {kernel!r}; pass one of {', '.join(map(repr, KERNELS))}")
+    if not isinstance(block_rows, numbers.Integral) or block_rows < 1:
+        raise ValueError(f"block_rows is {block_rows!r}; pass a positive integer")
+    X = _rows(X, "X")
+    Y = X if Y is None else _rows(Y, "Y")
+    for name in ("sigma", "gamma"):
+        if isinstance(parameters.get(name), str):
+            parameters[name] = kernel_scale(X, parameters[name], name)
+    dtype = X.dtype if X.dtype == Y.dtype else np.dtype(np.float64)
+    buffer = _empty(min(block_rows, X.shape[0]), Y.shape[0], dtype)
+
+    def blocks():
+        for begin in range(0, X.shape[0], block_rows):
+            rows = slice(begin, min(begin + block_rows, X.shape[0]))
+            out = buffer[: rows.stop - begin]
+            yield rows, KERNELS[kernel](X[rows], Y, out=out, n_threads=n_threads, **parameters)
+
+    return blocks()
+
+
+class SigmoidOperator(LinearOperator):
+    """A sigmoid Gram matrix as a linear operator: products without the matrix.
+
+    ``op @ v`` computes each tile of the Gram matrix in the cache and multiplies it there, so that
+    memory stays O(n + tile). SciPy's iterative solvers (``eigsh``, ``cg``, ``svds``) accept it.
+
+    Parameters
+    ----------
+    X : array-like of shape (n, d)
+        float32 and float64 are kept.
+    Y : array-like of shape (m, d), default=None
+        None means X itself.
+    sigma, c : float, default=1.0 and 0.0
+        As in :func:`sigmoid_kernel`; with ``form="tanh"`` they are gamma and coef0 of
+        :func:`tanh_kernel`.
+    form : {"logistic", "tanh"}, default="logistic"
+        Which sigmoid.
+    n_threads : int or None, default=None
+        As in :func:`sigmoid_kernel`.
+
+    Attributes
+    ----------
+    shape : tuple
+        (n, m).
+    dtype : dtype
+        Of the products.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastmtl
+    >>> X = np.random.default_rng(0).normal(size=(50, 3))
+    >>> op = fastmtl.SigmoidOperator(X, sigma=0.5)
+    >>> v = np.ones(50)
+    >>> bool(np.allclose(op @ v, fastmtl.sigmoid_kernel(X, sigma=0.5) @ v))
+    True
+    """
+
+    def __init__(self, X, Y=None, *, sigma=1.0, c=0.0, form="logistic", n_threads=None):
+        if form not in ("logistic", "tanh"):
+            raise ValueError(f"form is {form!r}; pass 'logistic' or 'tanh'")
+        if sp.issparse(X) or sp.issparse(Y):
+            raise ValueError("X and Y must be dense; for sparse rows use iter_gram")
+        self.X = _rows(X, "X")
+        self.Y = self.X if Y is None else _rows(Y, "Y")
+        if self.X.shape[1] != self.Y.shape[1]:
+            raise ValueError(f"Y has {self.Y.shape[1]} features, X has {self.X.shape[1]}")
+        if self.X.dtype != self.Y.dtype:
+            self.X, self.Y = self.X.astype(np.float64), self.Y.astype(np.float64)
+        self.sigma, self.c, self.form = _sigma(sigma, self.X), _number(c, "c"), form
+        self.n_threads = n_threads
+        resolve_threads(n_threads)
+        super().__init__(self.X.dtype, (self.X.shape[0], self.Y.shape[0]))
+
+    def _multiply(self, X, Y, V):
+        vectors = np.ascontiguousarray(np.asarray(V, dtype=X.dtype).T)
+        out = np.empty((X.shape[0], vectors.shape[0]), dtype=X.dtype)
+        work = X.shape[0] * Y.shape[0] * (X.shape[1] + 16)
+        threads = resolve_threads(self.n_threads, work=work, work_per_thread=WORK_PER_THREAD)
+        if self.form == "logistic":
+            setting = (LOGISTIC, self.sigma, self.sigma * self.c)
+        else:
+            setting = (TANH, self.sigma, self.c)
+        core.gram_product(X, Y, vectors, out, *setting, 0, None, None, threads)
+        return out
+
+    def _matvec(self, v):
+        return self._multiply(self.X, self.Y, np.reshape(v, (-1, 1))).ravel()
+
+    def _matmat(self, V):
+        return self._multiply(self.X, self.Y, V)
+
+    def _rmatvec(self, v):
+        return self._multiply(self.Y, self.X, np.reshape(v, (-1, 1))).ravel()
+
+    def _rmatmat(self, V):
+        return self._multiply(self.Y, self.X, V)
+
+    def _adjoint(self):
+        return SigmoidOperator(
+            self.Y, self.X, sigma=self.sigma, c=self.c, form=self.form, n_threads=self.n_threads
+        )
+
+    _transpose = _adjoint
+
+    def diagonal(self):
+        """The diagonal of the matrix, (min(n, m),)."""
+        n = min(self.shape)
+        z = np.einsum("ij,ij->i", self.X[:n], self.Y[:n])
+        if self.form == "tanh":
+            return np.tanh(self.sigma * z + self.c)
+        return expit(self.sigma * (z + self.c))
+
+
+def kernel_gradient(X, Y=None, W=None, *, sigma=1.0, c=0.0, block_rows=1024, n_threads=None):
+    """Gradient of ``Σ_ij W_ij K_ij`` in sigma and c, for tuning the logistic kernel.
+
+    Parameters
+    ----------
+    X, Y, n_threads
+        As in :func:`sigmoid_kernel`.
+    W : array-like of shape (n, m), default=None
+        Weights; None means ones.
+    sigma, c : float, default=1.0 and 0.0
+        Where to take the gradient.
+    block_rows : int, default=1024
+        Rows treated at a time; the Gram matrix is never whole.
+
+    Returns
+    -------
+    gradient : ndarray of shape (2,)
+        ``Σ W_ij ∂K_ij/∂sigma`` and ``Σ W_ij ∂K_ij/∂c``, float64.
+
+    Raises
+    ------
+    ValueError
+        If `W` has another shape than the Gram matrix.
+
+    Examples
+    --------
+    >>> import fastmtl
+    >>> fastmtl.kernel_gradient([[0.0]], [[1.0]], c=2.0, sigma=0.0)
+    array([0.5, 0. ])
+    """
+    X = _rows(X, "X")
+    Y = X if Y is None else _rows(Y, "Y")
+    sigma, c = _sigma(sigma, X), _number(c, "c")
+    shape = (X.shape[0], Y.shape[0])
+    if W is not None:
+        W = check_array(W, dtype=np.float64, input_name="W")
+        if W.shape != shape:
+            raise ValueError(f"W has shape {W.shape}, the Gram matrix has {shape}")
+    gradient = np.zeros(2)
+    settings = {"kernel": "linear", "block_rows": block_rows, "n_threads": n_threads}
+    for rows, inner in iter_gram(X, Y, **settings):
+        inner = inner.astype(np.float64, copy=False)
+        K = expit(sigma * (inner + c))
+        slope = K * (1.0 - K)
+        if W is not None:
+            slope *= W[rows]
+        gradient += np.sum(slope * (inner + c)), sigma * np.sum(slope)
+    return gradient
+
+
+def kernel_scale(X, word, name, weight=None):
+    """``1 / d`` for ``"auto"``; for ``"scale"`` also over the variance of X's weighted entries."""
+    d = X.shape[1]
+    if word == "auto":
+        return 1.0 / d
+    if word != "scale":
+        raise ValueError(f"{name} is {word!r}; pass a finite number, 'scale' or 'auto'")
+    weight = np.ones(X.shape[0]) if weight is None else weight
+    squares = weight @ _squared_lengths(X).astype(np.float64)
+    count = d * weight.sum()
+    variance = float(squares) / count - (np.sum(weight @ X) / count) ** 2
+    return 1.0 / (d * variance) if variance > 0 else 1.0 / d
+
+
 def _gram(X, Y, out, n_threads, function, scale, shift, degree=0, *, distance=None):
     X = _rows(X, "X")
     Y = None if Y is None else _rows(Y, "Y")
@@ -207,7 +441,7 @@ def _gram(X, Y, out, n_threads, function, scale, shift, degree=0, *, distance=No
         row_term = -distance * np.einsum("ij,ij->i", X, X)
         column_term = row_term if Y is None else -distance * np.einsum("ij,ij->i", Y, Y)
     work = n * m * (X.shape[1] + 16)
-    threads = resolve_threads(n_threads, work=work, work_per_thread=1_000_000)
+    threads = resolve_threads(n_threads, work=work, work_per_thread=WORK_PER_THREAD)
     arguments = (function, scale, shift, degree)
     if m <= 1 or out.strides[1] == out.itemsize:
         core.gram(X, Y, out, *arguments, row_term, column_term, threads)
@@ -267,7 +501,7 @@ def _apply(product, out, function, scale, shift, degree, row_term, column_term):
 def _squared_lengths(X):
     if sp.issparse(X):
         return np.asarray(X.multiply(X).sum(axis=1)).ravel()
-    return np.einsum("ij,ij->i", X, X)
+    return np.einsum("ij,ij->i", X, X, dtype=np.float64).astype(X.dtype)
 
 
 def _rows(X, name):
@@ -315,6 +549,12 @@ def _number(value, name):
     if not isinstance(value, numbers.Real) or not np.isfinite(value):
         raise ValueError(f"{name} is {value!r}; pass a finite number")
     return float(value)
+
+
+def _sigma(sigma, X):
+    if isinstance(sigma, str):
+        return kernel_scale(_rows(X, "X"), sigma, "sigma")
+    return _number(sigma, "sigma")
 
 
 def _gamma(gamma, X):

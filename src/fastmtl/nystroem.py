@@ -21,8 +21,8 @@ from sklearn.utils import check_random_state, get_tags
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from fastmtl.kernel_machines import KERNELS, _scale
-from fastmtl.kernels import linear_kernel
+from fastmtl.kernel_machines import KERNELS
+from fastmtl.kernels import kernel_scale, linear_kernel
 from fastmtl.linear import MultiTaskSGDClassifier, _check_number, _check_word, _score
 from fastmtl.observations import is_list_form, split_task_column
 
@@ -142,7 +142,7 @@ class SigmoidNystroem(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         arguments = {name: getattr(self, name) for name in names}
         for name in ("sigma", "gamma"):
             if isinstance(arguments.get(name), str):
-                arguments[name] = _scale(X, arguments[name])
+                arguments[name] = kernel_scale(X, arguments[name], name)
         landmarks = self._choose(X, rng, lambda a, b: function(a, b, **arguments))
         gram = np.asarray(function(landmarks, landmarks, **arguments), dtype=np.float64)
         values, vectors = np.linalg.eigh((gram + gram.T) / 2)
