@@ -23,6 +23,7 @@ from sklearn.utils.validation import check_is_fitted
 from fastmtl._core.dual_cd import minimise
 from fastmtl.config import resolve_threads
 from fastmtl.coupling import resolve_coupling
+from fastmtl.estimators import check_number, check_word, in_form, score_in_form, task_weights
 from fastmtl.kernels import (
     kernel_scale,
     linear_kernel,
@@ -31,14 +32,7 @@ from fastmtl.kernels import (
     sigmoid_kernel,
     tanh_kernel,
 )
-from fastmtl.linear import (
-    MultiTaskSGDClassifier,
-    _check_number,
-    _check_word,
-    _in_form,
-    _score,
-    _task_weights,
-)
+from fastmtl.linear import MultiTaskSGDClassifier
 from fastmtl.observations import Classes, encode_classes, is_list_form, observe, query
 from fastmtl.psd import nearest_psd
 
@@ -154,7 +148,7 @@ class _KernelMachine(BaseEstimator):
             classification=self._classification,
         )
         classes = self._encode(observations)
-        weight = observations.weight * _task_weights(self, observations)[observations.task]
+        weight = observations.weight * task_weights(self, observations)[observations.task]
         if self._classification:
             weight = weight * self._class_weights(observations, classes)
         if not (weight > 0).any():
@@ -169,21 +163,21 @@ class _KernelMachine(BaseEstimator):
         return self
 
     def _check_settings(self):
-        _check_word(self, "task_intercept", ("free", "shared"))
-        _check_word(self, "unseen_tasks", ("shared", "error"))
-        _check_word(self, "indefinite", ("smo", "clip", "flip"))
-        _check_number(self, "cache_size", low=0.0, open_low=True)
+        check_word(self, "task_intercept", ("free", "shared"))
+        check_word(self, "unseen_tasks", ("shared", "error"))
+        check_word(self, "indefinite", ("smo", "clip", "flip"))
+        check_number(self, "cache_size", low=0.0, open_low=True)
         if not callable(self.kernel):
-            _check_word(self, "kernel", (*KERNELS, "precomputed"))
+            check_word(self, "kernel", (*KERNELS, "precomputed"))
         for name in ("sigma", "gamma"):
             value = getattr(self, name)
             if not (isinstance(value, str) and value in ("scale", "auto")):
                 if isinstance(value, str):
                     raise ValueError(f"{name} is {value!r}; pass 'scale', 'auto' or a number > 0")
-                _check_number(self, name, low=0.0, open_low=True)
-        _check_number(self, "c")
-        _check_number(self, "coef0")
-        _check_number(self, "degree", low=1, integer=True)
+                check_number(self, name, low=0.0, open_low=True)
+        check_number(self, "c")
+        check_number(self, "coef0")
+        check_number(self, "degree", low=1, integer=True)
         resolve_coupling(self.coupling)
         resolve_threads(self.n_threads)
 
@@ -370,10 +364,10 @@ class _KernelMachine(BaseEstimator):
 class _SupportVectorMachine(_KernelMachine):
     def _check_settings(self):
         super()._check_settings()
-        _check_word(self, "loss", self._losses)
-        _check_number(self, "C", low=0.0, open_low=True)
-        _check_number(self, "tol", low=0.0, open_low=True)
-        _check_number(self, "max_iter", low=-1, integer=True)
+        check_word(self, "loss", self._losses)
+        check_number(self, "C", low=0.0, open_low=True)
+        check_number(self, "tol", low=0.0, open_low=True)
+        check_number(self, "max_iter", low=-1, integer=True)
         if self.max_iter == 0:
             raise ValueError("max_iter is 0; pass a positive integer, or -1 for no limit")
 
@@ -720,10 +714,10 @@ class MultiTaskSVC(ClassifierMixin, _SupportVectorMachine):
         """
         queries, scores = self._scores(X, tasks)
         if self._classes.binary:
-            return _in_form(scores[..., 0], queries)
+            return in_form(scores[..., 0], queries)
         if queries.task is None:
             return [scores[:, t, own] for t, own in enumerate(self._classes.task_classes)]
-        return _in_form(scores, queries)
+        return in_form(scores, queries)
 
     def predict(self, X, *, tasks=None):
         """Predict class labels.
@@ -740,7 +734,7 @@ class MultiTaskSVC(ClassifierMixin, _SupportVectorMachine):
         queries, scores = self._scores(X, tasks)
         classes = self._classes.classes
         if not self._classes.binary:
-            return _in_form(classes[scores.argmax(axis=-1)], queries)
+            return in_form(classes[scores.argmax(axis=-1)], queries)
         pairs = np.array(self._classes.task_classes)
         best = (scores[..., 0] > 0).astype(int)
         if queries.task is None:
@@ -749,7 +743,7 @@ class MultiTaskSVC(ClassifierMixin, _SupportVectorMachine):
             raise ValueError(
                 "tasks has unseen labels, and the tasks' classes differ, so theirs are not known"
             )
-        return _in_form(classes[pairs[queries.task, best]], queries)
+        return in_form(classes[pairs[queries.task, best]], queries)
 
     def score(self, X, y, sample_weight=None, *, tasks=None):
         """Share of labels predicted right, missing labels left out.
@@ -764,7 +758,7 @@ class MultiTaskSVC(ClassifierMixin, _SupportVectorMachine):
         -------
         score : float
         """
-        return _score(accuracy_score, y, self.predict(X, tasks=tasks), sample_weight)
+        return score_in_form(accuracy_score, y, self.predict(X, tasks=tasks), sample_weight)
 
 
 class _Regressor(RegressorMixin):
@@ -785,7 +779,7 @@ class _Regressor(RegressorMixin):
         y : ndarray of shape (n,) or (n, n_tasks), or list of ndarray
         """
         queries, scores = self._scores(X, tasks)
-        return _in_form(scores[..., 0], queries)
+        return in_form(scores[..., 0], queries)
 
     def score(self, X, y, sample_weight=None, *, tasks=None):
         """R², the share of variance explained.
@@ -800,7 +794,7 @@ class _Regressor(RegressorMixin):
         -------
         score : float
         """
-        return _score(r2_score, y, self.predict(X, tasks=tasks), sample_weight)
+        return score_in_form(r2_score, y, self.predict(X, tasks=tasks), sample_weight)
 
 
 class MultiTaskSVR(_Regressor, _SupportVectorMachine):
@@ -908,7 +902,7 @@ class MultiTaskSVR(_Regressor, _SupportVectorMachine):
 
     def _check_settings(self):
         super()._check_settings()
-        _check_number(self, "epsilon", low=0.0)
+        check_number(self, "epsilon", low=0.0)
 
     def _problems(self, observations, classes, weight):
         kept = np.flatnonzero(weight > 0)
@@ -1011,7 +1005,7 @@ class MultiTaskKernelRidge(_Regressor, _KernelMachine):
 
     def _check_settings(self):
         super()._check_settings()
-        _check_number(self, "alpha", low=0.0, open_low=True)
+        check_number(self, "alpha", low=0.0, open_low=True)
 
     def _solve(self, kernel, rows, row, observations, classes, weight, factors):
         gram, projection = self._repaired(self._gram(kernel, rows))

@@ -24,17 +24,17 @@ from sklearn.utils.validation import check_is_fitted
 from fastmtl._core import network as core
 from fastmtl.config import resolve_threads
 from fastmtl.coupling import resolve_coupling
-from fastmtl.layers import Dense, Trunk, blocks, compile_trunk, initial_parameters
-from fastmtl.linear import (
-    MultiTaskSGDClassifier,
-    _check_number,
-    _check_word,
-    _in_form,
-    _progress,
-    _rowwise,
-    _score,
-    _task_weights,
+from fastmtl.estimators import (
+    check_number,
+    check_word,
+    in_form,
+    progress,
+    rowwise_scores,
+    score_in_form,
+    task_weights,
 )
+from fastmtl.layers import Dense, Trunk, blocks, compile_trunk, initial_parameters
+from fastmtl.linear import MultiTaskSGDClassifier
 from fastmtl.observations import Classes, encode_classes, observe, query
 
 __all__ = ["MultiTaskNetwork", "MultiTaskNetworkClassifier", "MultiTaskNetworkRegressor"]
@@ -201,7 +201,7 @@ class _MultiTaskNetwork(TransformerMixin, BaseEstimator):
         if isinstance(task_weight, str) and task_weight == "uncertainty":
             weights = np.ones(observations.n_tasks)
         else:
-            weights = _task_weights(self, observations)
+            weights = task_weights(self, observations)
         history = _train(self, observations, classes, state, weights, rng, max_iter, has_lengths)
         self._state, self._classes, self._has_lengths = state, classes, has_lengths
         self.tasks_, self.n_tasks_ = observations.tasks, observations.n_tasks
@@ -222,22 +222,22 @@ class _MultiTaskNetwork(TransformerMixin, BaseEstimator):
 
     def _check_settings(self):
         for name in ("alpha", "weight_decay", "tol"):
-            _check_number(self, name, low=0.0)
-        _check_number(self, "learning_rate_init", low=0.0, open_low=True)
-        _check_number(self, "epsilon", low=0.0, open_low=True)
+            check_number(self, name, low=0.0)
+        check_number(self, "learning_rate_init", low=0.0, open_low=True)
+        check_number(self, "epsilon", low=0.0, open_low=True)
         for name in ("momentum", "beta_1", "beta_2"):
-            _check_number(self, name, low=0.0, high=1.0)
+            check_number(self, name, low=0.0, high=1.0)
             if getattr(self, name) == 1:
                 raise ValueError(f"{name} is 1; pass a number below 1")
-        _check_number(self, "validation_fraction", low=0.0, high=1.0, open_low=True)
+        check_number(self, "validation_fraction", low=0.0, high=1.0, open_low=True)
         for name in ("batch_size", "max_iter", "n_iter_no_change"):
-            _check_number(self, name, low=1, integer=True)
-        _check_number(self, "clip_norm", low=0.0, open_low=True, none=True)
+            check_number(self, name, low=1, integer=True)
+        check_number(self, "clip_norm", low=0.0, open_low=True, none=True)
         self._check_loss()
-        _check_word(self, "solver", tuple(OPTIMISERS))
-        _check_word(self, "unseen_tasks", ("shared", "error"))
+        check_word(self, "solver", tuple(OPTIMISERS))
+        check_word(self, "unseen_tasks", ("shared", "error"))
         if not callable(self.learning_rate):
-            _check_word(self, "learning_rate", ("constant", "cosine", "invscaling"))
+            check_word(self, "learning_rate", ("constant", "cosine", "invscaling"))
         try:
             known_dtype = np.dtype(self.dtype) in (np.float32, np.float64)
         except TypeError:
@@ -248,7 +248,7 @@ class _MultiTaskNetwork(TransformerMixin, BaseEstimator):
         resolve_threads(self.n_threads)
 
     def _check_loss(self):
-        _check_word(self, "loss", self._losses)
+        check_word(self, "loss", self._losses)
 
     def _layers(self):
         if self.trunk is not None:
@@ -411,7 +411,7 @@ class _MultiTaskNetwork(TransformerMixin, BaseEstimator):
             return queries, features @ weights[:, :-1].T + weights[:, -1]
         shared = self._shared_weights().astype(weights.dtype)
         if self._one_output:
-            return queries, _rowwise(features, np.vstack([weights, shared]), queries.task)
+            return queries, rowwise_scores(features, np.vstack([weights, shared]), queries.task)
         state = self._state
         scores = np.full((len(features), state.n_classes), -np.inf, dtype=weights.dtype)
         for t in np.unique(queries.task):
@@ -715,7 +715,7 @@ class MultiTaskNetworkRegressor(RegressorMixin, _MultiTaskNetwork):
         queries, scores = self._scores(self._flat(X, lengths), tasks)
         if self.loss == "poisson":
             scores = np.exp(scores)
-        return _in_form(scores, queries)
+        return in_form(scores, queries)
 
     def score(self, X, y, sample_weight=None, *, tasks=None, lengths=None):
         """Coefficient of determination R², the mean of the tasks' over Y (n, n_tasks).
@@ -730,7 +730,9 @@ class MultiTaskNetworkRegressor(RegressorMixin, _MultiTaskNetwork):
         -------
         score : float
         """
-        return _score(r2_score, y, self.predict(X, tasks=tasks, lengths=lengths), sample_weight)
+        return score_in_form(
+            r2_score, y, self.predict(X, tasks=tasks, lengths=lengths), sample_weight
+        )
 
 
 class MultiTaskNetworkClassifier(ClassifierMixin, _MultiTaskNetwork):
@@ -888,7 +890,7 @@ class MultiTaskNetworkClassifier(ClassifierMixin, _MultiTaskNetwork):
         score : float
         """
         predicted = self.predict(X, tasks=tasks, lengths=lengths)
-        return _score(accuracy_score, y, predicted, sample_weight)
+        return score_in_form(accuracy_score, y, predicted, sample_weight)
 
 
 class MultiTaskNetwork(_MultiTaskNetwork):
@@ -1107,7 +1109,7 @@ class MultiTaskNetwork(_MultiTaskNetwork):
         for t in np.unique(queries.task):
             rows = queries.task == t
             answers[rows] = self._answer(t, parts[t][rows])
-        return _in_form(answers, queries)
+        return in_form(answers, queries)
 
     def predict_proba(self, X, *, lengths=None):
         """Class probabilities of every classification task for every row.
@@ -1335,7 +1337,7 @@ def _train(model, observations, classes, state, task_weight, rng, max_iter, has_
 
     norms = np.zeros(len(trunk.table) + 1)
     history, best, best_parameters, waited = [], np.inf, None, 0
-    bar = _progress(max_iter) if model.verbose else None
+    bar = progress(max_iter) if model.verbose else None
     try:
         for epoch in range(max_iter):
             started = time.perf_counter()

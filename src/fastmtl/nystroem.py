@@ -21,9 +21,10 @@ from sklearn.utils import check_random_state, get_tags
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from fastmtl.estimators import check_number, check_word, score_in_form
 from fastmtl.kernel_machines import KERNELS
 from fastmtl.kernels import kernel_scale, linear_kernel
-from fastmtl.linear import MultiTaskSGDClassifier, _check_number, _check_word, _score
+from fastmtl.linear import MultiTaskSGDClassifier
 from fastmtl.observations import is_list_form, split_task_column
 
 __all__ = ["SigmoidNystroem", "make_kernel_sgd"]
@@ -127,15 +128,15 @@ class SigmoidNystroem(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
             If a parameter is out of its range, X is not as expected, or the kernel has no positive
             eigenvalue on the landmarks.
         """
-        _check_number(self, "n_components", low=1, integer=True)
-        _check_word(self, "kernel", ("sigmoid", "tanh", "rbf"))
-        _check_word(self, "landmarks", ("uniform", "kmeans", "leverage"))
-        _check_word(self, "indefinite", ("clip", "flip"))
+        check_number(self, "n_components", low=1, integer=True)
+        check_word(self, "kernel", ("sigmoid", "tanh", "rbf"))
+        check_word(self, "landmarks", ("uniform", "kmeans", "leverage"))
+        check_word(self, "indefinite", ("clip", "flip"))
         for name in ("sigma", "gamma"):
             if getattr(self, name) not in ("scale", "auto"):
-                _check_number(self, name, low=0.0, open_low=True)
-        _check_number(self, "c")
-        _check_number(self, "coef0")
+                check_number(self, name, low=0.0, open_low=True)
+        check_number(self, "c")
+        check_number(self, "coef0")
         X = self._validate(X, reset=True)
         rng = check_random_state(self.random_state)
         function, names = KERNELS[self.kernel]
@@ -333,8 +334,8 @@ class KernelSGD(BaseEstimator):
         -------
         self : object
         """
-        _check_number(self, "cache_size", low=0.0, open_low=True)
-        _check_number(self, "n_passes", low=1, integer=True)
+        check_number(self, "cache_size", low=0.0, open_low=True)
+        check_number(self, "n_passes", low=1, integer=True)
         rng = check_random_state(self.random_state)
         X, tasks = self._split(X, tasks)
         model = self._seeded(self._own_model(), rng)
@@ -469,7 +470,7 @@ class KernelSGD(BaseEstimator):
     def score(self, X, y, sample_weight=None, *, tasks=None):
         """The model's score: accuracy, or R²."""
         metric = accuracy_score if is_classifier(self) else r2_score
-        return _score(metric, y, self.predict(X, tasks=tasks), sample_weight)
+        return score_in_form(metric, y, self.predict(X, tasks=tasks), sample_weight)
 
     @property
     def classes_(self):

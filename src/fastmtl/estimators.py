@@ -1,0 +1,118 @@
+"""What estimators have in common: settings checked, task weights, answers in the form asked.
+
+Nothing here knows of a model; a model passes itself for its parameters' names and values.
+"""
+
+from __future__ import annotations
+
+import numbers
+
+import numpy as np
+import scipy.sparse as sp
+
+
+def check_word(model, name, words):
+    value = getattr(model, name)
+    if not isinstance(value, str) or value not in words:
+        raise ValueError(f"{name} is {value!r}; pass one of {', '.join(map(repr, words))}")
+
+
+def check_number(
+    model, name, *, low=-np.inf, high=np.inf, open_low=False, none=False, integer=False
+):
+    value = getattr(model, name)
+    if value is None and none:
+        return
+    kind = numbers.Integral if integer else numbers.Real
+    if (
+        isinstance(value, kind)
+        and not isinstance(value, bool | np.bool_)
+        and (low < value if open_low else low <= value)
+        and (value < high if open_low and np.isfinite(high) else value <= high)
+        and np.isfinite(value)
+    ):
+        return
+    wanted = "an integer" if integer else "a finite number"
+    if np.isfinite(low):
+        wanted += f" {'>' if open_low else '>='} {low:g}"
+    if np.isfinite(high):
+        wanted += f" and < {high:g}"
+    raise ValueError(f"{name} is {value!r}; pass {wanted}{' or None' if none else ''}")
+
+
+def task_weights(model, observations):
+    given, labels = model.task_weight, observations.tasks
+    sizes = np.bincount(observations.task, observations.weight, minlength=observations.n_tasks)
+    if given is None:
+        return np.ones(len(labels))
+    if isinstance(given, str):
+        if given != "balanced":
+            raise ValueError(f"task_weight is {given!r}; pass 'balanced', a dict, an array or None")
+        return sizes.sum() / (len(labels) * np.maximum(sizes, 1e-300))
+    if isinstance(given, dict):
+        unknown = set(given) - set(labels.tolist())
+        if unknown:
+            raise ValueError(f"task_weight names {unknown!r}, which are not tasks of the data")
+        weights = np.array([given.get(label, 1.0) for label in labels.tolist()], dtype=np.float64)
+    else:
+        weights = np.asarray(given, dtype=np.float64)
+        if weights.shape != (len(labels),):
+            raise ValueError(
+                f"task_weight has shape {weights.shape} for {len(labels)} tasks; pass one each"
+            )
+    if not np.isfinite(weights).all() or (weights < 0).any():
+        raise ValueError("task_weight must be finite and non-negative")
+    return weights
+
+
+def rowwise_scores(X, weights, task):
+    """x_i · w of the row's task, plus its intercept; code -1 takes the last row of weights."""
+    if sp.issparse(X):
+        scores = np.empty(X.shape[0], dtype=weights.dtype)
+        order = np.argsort(task, kind="stable")
+        cuts = np.flatnonzero(np.diff(task[order])) + 1
+        for rows in np.split(order, cuts):
+            if len(rows):
+                own = weights[task[rows[0]]]
+                scores[rows] = X[rows] @ own[:-1] + own[-1]
+        return scores
+    scores = weights[task, -1].copy()
+    chunk = max(1, 4_000_000 // max(1, X.shape[1]))
+    for begin in range(0, X.shape[0], chunk):
+        part = slice(begin, begin + chunk)
+        scores[part] += np.einsum("ij,ij->i", X[part], weights[task[part], :-1])
+    return scores
+
+
+def in_form(values, queries):
+    return np.split(values, queries.splits) if queries.splits is not None else values
+
+
+def score_in_form(metric, y, predicted, sample_weight):
+    if isinstance(predicted, list):
+        return metric(np.concatenate(y), np.concatenate(predicted), sample_weight=sample_weight)
+    y = np.asarray(y)
+    if predicted.ndim == 1:
+        return metric(
+            y.ravel() if y.shape == (len(y), 1) else y, predicted, sample_weight=sample_weight
+        )
+    if y.shape != predicted.shape:
+        raise ValueError(f"y has shape {y.shape}; the model predicts {predicted.shape}")
+    scores = []
+    for t in range(y.shape[1]):
+        has = np.array([v is not None and v == v for v in y[:, t]])
+        weight = None if sample_weight is None else np.asarray(sample_weight)[has]
+        if has.any():
+            truth = y[has, t].astype(predicted.dtype)
+            scores.append(metric(truth, predicted[has, t], sample_weight=weight))
+    return float(np.mean(scores))
+
+
+def progress(max_iter):
+    try:
+        from tqdm.auto import tqdm
+    except ImportError:
+        raise ImportError(
+            "verbose needs tqdm; install it with: pip install 'fastmtl[progress]'"
+        ) from None
+    return tqdm(total=max_iter, unit="epoch")

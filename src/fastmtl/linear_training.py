@@ -1,0 +1,401 @@
+"""Training of the linear models: a problem as the core sees it, epochs, and when to stop.
+
+The numeric loops are in ``_core.linear_sgd``; the estimators are in ``linear``.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse as sp
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils import check_random_state
+
+from fastmtl._core import linear_sgd
+from fastmtl._core import random as core_random
+from fastmtl.config import resolve_threads
+from fastmtl.estimators import progress, task_weights
+
+# name: (code in the core, bound on the second derivative; None: none, and 1 tames long rows)
+LOSSES = {
+    "squared_error": (0, 1.0),
+    "huber": (1, 1.0),
+    "epsilon_insensitive": (2, None),
+    "squared_epsilon_insensitive": (3, 2.0),
+    "quantile": (4, None),
+    "poisson": (5, None),
+    "hinge": (6, None),
+    "squared_hinge": (7, 2.0),
+    "modified_huber": (8, 2.0),
+    "log_loss": (9, 0.25),
+}
+SOFTMAX = (-1, 0.5)
+INTERCEPTS = {"none": 0, "shared": 1, "coupled": 2, "free": 3}
+SAMPLE = np.dtype(
+    [
+        ("row", np.int64),
+        ("target", np.float64),
+        ("weight", np.float64),
+        ("curvature", np.float64),
+        ("task", np.int32),
+        ("unused", np.int32),
+    ]
+)
+STEPS_PER_CALL = 2_000_000  # well under a second, so that Ctrl-C is heard
+BLOCKS_PER_EPOCH = 16
+
+
+@dataclass
+class State:
+    """Parameters as the core sees them: vectors are padded, and last comes their intercept."""
+
+    shared: np.ndarray  # (R, K, stride)
+    specific: np.ndarray  # (heads, stride)
+    intercept: np.ndarray  # (K,)
+    head_start: np.ndarray
+    head_class: np.ndarray
+    steps: int = 0
+
+
+def train(model, observations, classes, state, factors, max_iter, *, partial=False):
+    """Run epochs until the objective settles; changes `state` in place."""
+    solver = "sgd" if partial else model._solver()
+    problem = _problem(model, observations, classes, state, factors, solver)
+    rng = check_random_state(model.random_state)
+    if partial and state.steps:
+        rng = np.random.RandomState((rng.randint(2**31) + state.steps) % 2**32)
+    n_threads = resolve_threads(model.n_threads)
+    if solver == "saga":
+        run, settled = _saga(problem, state, model.tol)
+    else:
+        run, settled = _sgd(problem, state, model.tol, model.n_iter_no_change, n_threads)
+    history, n = [], len(problem.samples)
+    began = time.perf_counter()
+    bar = progress(max_iter) if model.verbose else None
+    converged, epoch = False, 0
+    try:
+        with np.errstate(over="ignore", invalid="ignore"):
+            for epoch in range(1, max_iter + 1):
+                seed = int(rng.randint(0, 2**31 - 1))
+                order = _order(problem, seed)
+                total = 0.0
+                for begin in range(0, n, STEPS_PER_CALL):
+                    total += run(order[begin : begin + STEPS_PER_CALL])
+                # Summed while the steps went on; what is judged below is exact.
+                loss = total / n if model.tol is None else problem.loss_value(state)
+                objective = loss + problem.penalty_value(state)
+                _check_finite(model, objective, state, epoch)
+                history.append(
+                    {
+                        "epoch": epoch,
+                        "objective": objective,
+                        "seconds": time.perf_counter() - began,
+                    }
+                )
+                if bar is not None:
+                    bar.set_postfix(objective=f"{objective:.6g}", refresh=False)
+                    bar.update()
+                if model.tol is not None and settled(objective):
+                    converged = True
+                    break
+    except KeyboardInterrupt:
+        if not history:
+            raise
+        warnings.warn(
+            f"interrupted in epoch {epoch}; the parameters reached so far are kept",
+            ConvergenceWarning,
+            stacklevel=3,
+        )
+        converged = True
+    finally:
+        if bar is not None:
+            bar.close()
+    if not (converged or partial or model.tol is None):
+        warnings.warn(
+            f"not converged to tol={model.tol:g} within max_iter={max_iter} epochs; raise max_iter "
+            "or tol, or standardise X",
+            ConvergenceWarning,
+            stacklevel=3,
+        )
+    return {"n_iter": len(history), "history": history}
+
+
+@dataclass
+class _Problem:
+    data: tuple
+    dense: bool
+    samples: np.ndarray
+    task_start: np.ndarray
+    present: np.ndarray
+    arguments: tuple  # coupling, heads, loss, penalty, of the core's functions
+    alpha: float
+    kappa: np.ndarray
+    head_task: np.ndarray
+    coupled: bool
+    free: bool
+    chance: np.ndarray
+    by_task: bool
+    smoothness: float
+    schedule: tuple
+
+    def loss_value(self, state):
+        task_loss = np.zeros(len(self.chance))
+        function = linear_sgd.losses_dense if self.dense else linear_sgd.losses_csr
+        parameters = (state.shared, state.specific, state.intercept)
+        function(*self.data, self.samples, *parameters, *self.arguments, task_loss)
+        counts = np.diff(self.task_start)
+        return float(task_loss[counts > 0] @ (self.chance / np.maximum(counts, 1))[counts > 0])
+
+    def gradient_norm(self, state, averages):
+        """Length of the objective's gradient in the whitened parameters, from SAGA's averages."""
+        shared_average, specific_average, intercept_average = averages
+        used = slice(None) if self.coupled else slice(-1)
+        shared = shared_average[..., used] + self.alpha * state.shared[..., used]
+        kappa = self.kappa[self.head_task][:, None]
+        root = np.sqrt(np.where(kappa > 0, kappa, 1.0))
+        specific = root * specific_average[:, used] + self.alpha / root * state.specific[:, used]
+        squares = np.sum(shared**2) + np.sum(specific[kappa[:, 0] > 0] ** 2)
+        if self.free:
+            squares += np.sum(specific_average[:, -1] ** 2)
+        else:
+            squares += np.sum(intercept_average**2)
+        return np.sqrt(squares)
+
+    def penalty_value(self, state):
+        used = slice(None) if self.coupled else slice(-1)
+        shared = np.sum(np.square(state.shared[..., used], dtype=np.float64))
+        specific = np.einsum("ij,ij->i", state.specific[:, used], state.specific[:, used])
+        kappa = self.kappa[self.head_task]
+        own = np.sum(specific[kappa > 0] / kappa[kappa > 0])
+        return 0.5 * self.alpha * (shared + own)
+
+
+def _problem(model, observations, classes, state, factors, solver):
+    X = observations.X
+    kind = model._intercept_kind()
+    code, parameter, smoothness = model._loss_setting(classes)
+    weight = observations.weight * task_weights(model, observations)[observations.task]
+    if model._classification:
+        weight = weight * model._class_weights(observations, classes)
+    kept = np.flatnonzero(weight > 0)
+    if not len(kept):
+        raise ValueError(
+            "the product of sample_weight, task_weight and class_weight is zero everywhere"
+        )
+    n, task = len(kept), observations.task[kept]
+    counts = np.bincount(task, minlength=observations.n_tasks)
+    task_start = np.concatenate([[0], np.cumsum(counts)])
+    present = np.flatnonzero(counts)
+    by_task = model.sampling == "task" and solver == "sgd"
+    if by_task:
+        chance = (counts > 0) / len(present)
+    else:
+        chance = counts / n
+    # Each draw's weight is its share of the objective over the chance of the draw.
+    per_draw = chance[task] / counts[task] * observations.weight.sum()
+    samples = np.zeros(n, dtype=SAMPLE)
+    samples["row"] = observations.row[kept]
+    samples["task"] = task
+    samples["target"] = classes.code[kept]
+    samples["weight"] = weight[kept] / per_draw
+
+    coupled = kind == "coupled"
+    lengths = _squared_lengths(X)[samples["row"]] + coupled
+    gain = (factors.mixing**2).sum(axis=1) + factors.kappa
+    samples["curvature"] = gain[task] * lengths + (kind in ("shared", "coupled")) + (kind == "free")
+
+    with np.errstate(divide="ignore"):
+        task_rarity = np.where(counts > 0, 1.0 / chance, 0.0)
+    has_class = np.zeros((observations.n_tasks, len(state.intercept)), dtype=bool)
+    head_task = np.repeat(np.arange(observations.n_tasks), np.diff(state.head_start))
+    has_class[head_task, state.head_class] = True
+    seen = chance @ has_class
+    class_rarity = np.where(seen > 0, 1.0 / np.maximum(seen, 1e-300), 0.0)
+
+    bound = 1.0 if smoothness is None else smoothness
+    curvature = bound * samples["weight"] * samples["curvature"]
+    schedule, damping = _schedule(model, curvature, bound, n)
+    arguments = (
+        tuple(factors),
+        (state.head_start, state.head_class),
+        (code, parameter, damping, 0),
+        (float(model.alpha), task_rarity, class_rarity, INTERCEPTS[kind]),
+    )
+    if sp.issparse(X):
+        data = (X.data, X.indices.astype(np.int32, copy=False), X.indptr.astype(np.int64))
+    else:
+        data = (X,)
+    return _Problem(
+        data,
+        not sp.issparse(X),
+        samples,
+        task_start,
+        present,
+        arguments,
+        float(model.alpha),
+        factors.kappa,
+        head_task,
+        coupled,
+        kind == "free",
+        chance,
+        by_task,
+        bound,
+        schedule,
+    )
+
+
+def _schedule(model, curvature, bound, n):
+    """(scale, offset, power) of the rate, and the smoothness that damps long rows."""
+    alpha = float(model.alpha)
+    if model.learning_rate == "constant":
+        return (model.eta0, 0.0, 0.0), 0.0
+    if model.learning_rate == "invscaling":
+        return (model.eta0, 1.0, model.power_t), 0.0
+    if model.learning_rate == "optimal":
+        # Bottou's heuristic: the first step is as large as a typical weight.
+        first = model.eta0 or np.sqrt(1.0 / np.sqrt(alpha))
+        return (1.0 / alpha, 1.0 / (alpha * first), 1.0), 0.0
+    first = model.eta0 or 1.0 / max(curvature.mean(), 1e-12)
+    decay = max(alpha / 2, 1.0 / (20 * n * first))
+    return (1.0 / decay, 1.0 / (decay * first), 1.0), bound
+
+
+def _order(problem, seed):
+    n = len(problem.samples)
+    if problem.by_task:
+        order = np.empty(n, dtype=np.int64)
+        core_random.draw_by_task(order, problem.task_start, problem.present, seed)
+    else:
+        order = np.arange(n)
+        core_random.shuffle(order, seed)
+    return order
+
+
+def _sgd(problem, state, tol, n_iter_no_change, n_threads):
+    counts = np.diff(problem.task_start)
+    owner = _owners(counts, n_threads)
+    function = linear_sgd.sgd_dense if problem.dense else linear_sgd.sgd_csr
+
+    def run(order):
+        total = function(
+            *problem.data,
+            problem.samples,
+            order,
+            state.shared,
+            state.specific,
+            state.intercept,
+            *problem.arguments,
+            (*problem.schedule, state.steps),
+            owner,
+            BLOCKS_PER_EPOCH,
+            n_threads,
+        )
+        state.steps += len(order)
+        return total
+
+    recent = []
+
+    def settled(objective):
+        recent.append(objective)
+        last = recent[-n_iter_no_change - 1 :]
+        changes = np.abs(np.diff(last))
+        return len(changes) == n_iter_no_change and bool(
+            (changes <= tol * max(abs(objective), 1e-300)).all()
+        )
+
+    return run, settled
+
+
+def _owners(counts, n_threads):
+    """Whole tasks to threads, the largest first to the least loaded: int32 (T,)."""
+    owner = np.zeros(len(counts), dtype=np.int32)
+    if n_threads == 1:
+        return owner
+    load = np.zeros(n_threads)
+    for t in np.argsort(-counts, kind="stable"):
+        owner[t] = np.argmin(load)
+        load[owner[t]] += counts[t]
+    return owner
+
+
+def _saga(problem, state, tol):
+    n = len(problem.samples)
+    memory = np.zeros((n, int(np.diff(state.head_start).max())))
+    averages = tuple(np.zeros_like(a) for a in (state.shared, state.specific, state.intercept))
+    samples = problem.samples
+    steepest = float((problem.smoothness * samples["weight"] * samples["curvature"]).max())
+    schedule = (1.0 / (3.0 * max(steepest, 1e-12)), 0.0, 0.0, 0)
+    extra = () if problem.dense else (_spreads(problem, state),)
+    function = linear_sgd.saga_dense if problem.dense else linear_sgd.saga_csr
+
+    def run(order):
+        state.steps += len(order)
+        return function(
+            *problem.data,
+            samples,
+            order,
+            state.shared,
+            state.specific,
+            state.intercept,
+            *problem.arguments,
+            schedule,
+            memory,
+            averages,
+            *extra,
+        )
+
+    typical = []
+    reachable = 50 * np.finfo(state.specific.dtype).eps
+
+    def settled(objective):
+        """Whether the gradient is small beside that of a typical sample of the first epoch."""
+        if not typical:
+            squares = (memory**2).sum(axis=1) * samples["curvature"]
+            typical.append(np.sqrt(squares.mean()))
+        return problem.gradient_norm(state, averages) <= max(tol, reachable) * typical[0]
+
+    return run, settled
+
+
+def _spreads(problem, state):
+    """n / (samples that have a coordinate), of each class and of each task."""
+    _, indices, indptr = problem.data
+    n, stride = len(problem.samples), state.specific.shape[1]
+    n_tasks = len(problem.kappa)
+    pattern = sp.csr_matrix(
+        (np.ones(len(indices)), indices, indptr), shape=(len(indptr) - 1, stride)
+    )
+    draws = sp.csr_matrix(
+        (np.ones(n), (problem.samples["task"], problem.samples["row"])),
+        shape=(n_tasks, len(indptr) - 1),
+    )
+    counts = np.asarray((draws @ pattern).todense())
+    has_class = np.zeros((state.shared.shape[1], n_tasks))
+    has_class[state.head_class, problem.head_task] = 1.0
+    dtype = state.specific.dtype
+    return tuple(
+        np.where(c > 0, n / np.maximum(c, 1), 0.0).astype(dtype)
+        for c in (has_class @ counts, counts)
+    )
+
+
+def _squared_lengths(X):
+    if sp.issparse(X):
+        return np.asarray(X.multiply(X).sum(axis=1), dtype=np.float64).ravel()
+    return np.einsum("ij,ij->i", X, X, dtype=np.float64)
+
+
+def _check_finite(model, objective, state, epoch):
+    if np.isfinite(objective) and np.isfinite(state.specific).all():
+        return
+    remedy = (
+        "lower eta0, or use learning_rate='auto'"
+        if model.learning_rate != "auto" or model.eta0
+        else "standardise X and y"
+    )
+    raise FloatingPointError(
+        f"the parameters diverged in epoch {epoch} (the objective is {objective}); {remedy}"
+    )
