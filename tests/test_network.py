@@ -154,7 +154,7 @@ def test_the_same_seed_gives_the_same_bits(dtype):
 def test_interrupted_and_whole_epochs_agree(monkeypatch):
     X, y, tasks = regression()
     whole = small(batch_size=4, solver="adam").fit(X, y, tasks=tasks)
-    monkeypatch.setattr("fastmtl.network.WORK_PER_CALL", 1)
+    monkeypatch.setattr("fastmtl.network_training.WORK_PER_CALL", 1)
     pieces = small(batch_size=4, solver="adam").fit(X, y, tasks=tasks)
     np.testing.assert_array_equal(whole.predict(X, tasks=tasks), pieces.predict(X, tasks=tasks))
 
