@@ -23,6 +23,7 @@ from fastmtl.network import (
 )
 from fastmtl.nystroem import SigmoidNystroem, make_kernel_sgd
 from fastmtl.psd import kernel_diagnostics, nearest_psd
+from fastmtl.sparse_linear import MultiTaskSparseClassifier, MultiTaskSparseRegressor
 
 __all__ = [
     "MultiTaskKernelRidge",
@@ -33,6 +34,8 @@ __all__ = [
     "MultiTaskSGDRegressor",
     "MultiTaskSVC",
     "MultiTaskSVR",
+    "MultiTaskSparseClassifier",
+    "MultiTaskSparseRegressor",
     "SigmoidNystroem",
     "SigmoidOperator",
     "TaskCoupling",
