@@ -42,6 +42,24 @@ class _Problem:
     loss: tuple  # code, parameter, bound on the second derivative
     dtype: np.dtype
 
+    @property
+    def common_rows(self):
+        """Whether most heads have a label at most rows, so that one matrix product serves all."""
+        X, _, indptr, row, start = self.columns
+        n_heads = len(start) - 1
+        full = n_heads * (len(X) // max(self.n_features, 1))
+        return indptr is None and n_heads > 1 and len(row) > 0.3 * full
+
+    def gradient(self, moved, out, n_threads):
+        """−Σ x (w r) of each feature and head, into `out` (d, heads)."""
+        if not self.common_rows:
+            group_cd.gradients(*self.columns, moved, out, n_threads)
+            return
+        columns = self.columns[0].reshape(self.n_features, -1)
+        spread = np.zeros((columns.shape[1], out.shape[1]), dtype=self.dtype)
+        spread[self.columns[3], self.head] = moved
+        np.negative(columns @ spread, out=out)
+
     def scores(self, coef, intercept):
         X, indices, indptr, row, start = self.columns
         used = np.flatnonzero(coef.any(axis=0))
@@ -51,6 +69,8 @@ class _Problem:
             return intercept[self.head] + np.bincount(indices, products, minlength=len(row))
         columns = X.reshape(self.n_features, -1)[used]
         scores = intercept[self.head]
+        if self.common_rows:
+            return scores + (coef[:, used] @ columns)[self.head, row]
         for h in range(len(start) - 1):
             part = slice(start[h], start[h + 1])
             scores[part] += coef[h, used] @ columns[:, row[part]]
@@ -553,7 +573,7 @@ def _minimise(model, problem, n_classes, start):
         for _ in range(model.max_iter):
             value, first, second = problem.derivatives(scores)
             moved, weight = (-first).astype(problem.dtype), second.astype(problem.dtype)
-            group_cd.gradients(*problem.columns, moved, gradient, n_threads)
+            problem.gradient(moved, gradient, n_threads)
             lengths = np.linalg.norm(gradient, axis=1)
             objective = value + _penalty(alpha, beta, joint, own)
             if alpha_max is None:
