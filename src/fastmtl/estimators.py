@@ -6,9 +6,22 @@ Nothing here knows of a model; a model passes itself for its parameters' names a
 from __future__ import annotations
 
 import numbers
+from contextlib import contextmanager
 
 import numpy as np
 import scipy.sparse as sp
+
+
+@contextmanager
+def unchanged_on_error(model):
+    """Take back every attribute that the block set, if it raises."""
+    before = dict(vars(model))
+    try:
+        yield
+    except BaseException:
+        vars(model).clear()
+        vars(model).update(before)
+        raise
 
 
 def check_word(model, name, words):

@@ -6,16 +6,27 @@ compiled solver, and store what came out. The numeric loops are in ``_core.linea
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 from scipy.special import expit, softmax
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.metrics import accuracy_score, r2_score
+from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from fastmtl.config import resolve_threads
 from fastmtl.coupling import resolve_coupling
-from fastmtl.estimators import check_number, check_word, in_form, rowwise_scores, score_in_form
+from fastmtl.estimators import (
+    check_number,
+    check_word,
+    in_form,
+    rowwise_scores,
+    score_in_form,
+    unchanged_on_error,
+)
 from fastmtl.linear_training import LOSSES, SOFTMAX, State, train
+from fastmtl.monitoring import as_callbacks, hold_out
 from fastmtl.observations import Classes, encode_classes, observe, query
 
 __all__ = ["MultiTaskSGDClassifier", "MultiTaskSGDRegressor"]
@@ -48,29 +59,41 @@ class _MultiTaskSGD(BaseEstimator):
         FloatingPointError
             If the steps diverge. The estimator is left as it was.
         """
-        self._check_settings()
-        observations = self._observe(X, y, tasks, sample_weight, reset=True)
-        classes = self._encode(observations)
-        warm = getattr(self, "_state", None) if self.warm_start else None
-        state, factors = self._start(observations, classes, warm)
-        result = train(self, observations, classes, state, factors, self.max_iter)
-        self._store(observations, classes, state, factors, result)
+        with unchanged_on_error(self):
+            self._check_settings()
+            observations = self._observe(X, y, tasks, sample_weight, reset=True)
+            training, held_out = (observations, self._encode(observations)), None
+            if self.early_stopping:
+                rng = check_random_state(self.random_state)
+                training, held_out = hold_out(
+                    *training, self.validation_fraction, rng, by_class=self._classification
+                )
+            warm = getattr(self, "_state", None) if self.warm_start else None
+            state, factors = self._start(*training, warm)
+            result = train(self, training, held_out, state, factors, self.max_iter)
+            self._store(training, state, factors, result)
         return self
 
     def _partial_fit(self, X, y, tasks, sample_weight, known_classes):
-        self._check_settings()
-        first = not hasattr(self, "_state")
-        known = None if first else self.tasks_
-        observations = self._observe(X, y, tasks, sample_weight, reset=first, known=known)
-        if not first and observations.form != self.input_form_:
-            raise ValueError(
-                f"the data has {observations.form!r} form, but the first call had "
-                f"{self.input_form_!r}; keep to one form"
-            )
-        classes = self._encode(observations, known_classes)
-        state, factors = self._start(observations, classes, None if first else self._state)
-        result = train(self, observations, classes, state, factors, 1, partial=True)
-        self._store(observations, classes, state, factors, result)
+        with unchanged_on_error(self):
+            self._check_settings()
+            if self.early_stopping:
+                raise ValueError(
+                    "early_stopping is True; partial_fit runs one epoch at a time and cannot hold "
+                    "labels out, set early_stopping=False"
+                )
+            first = not hasattr(self, "_state")
+            known = None if first else self.tasks_
+            observations = self._observe(X, y, tasks, sample_weight, reset=first, known=known)
+            if not first and observations.form != self.input_form_:
+                raise ValueError(
+                    f"the data has {observations.form!r} form, but the first call had "
+                    f"{self.input_form_!r}; keep to one form"
+                )
+            training = observations, self._encode(observations, known_classes)
+            state, factors = self._start(*training, None if first else self._state)
+            result = train(self, training, None, state, factors, 1, partial=True)
+            self._store(training, state, factors, result)
         return self
 
     def _check_settings(self):
@@ -80,6 +103,7 @@ class _MultiTaskSGD(BaseEstimator):
         check_number(self, "power_t")
         check_number(self, "max_iter", low=1, integer=True)
         check_number(self, "n_iter_no_change", low=1, integer=True)
+        check_number(self, "validation_fraction", low=0.0, high=1.0, open_low=True)
         check_word(self, "loss", self._losses)
         check_word(self, "solver", ("auto", "sgd", "saga"))
         check_word(self, "sampling", ("uniform", "task"))
@@ -100,6 +124,7 @@ class _MultiTaskSGD(BaseEstimator):
             )
         resolve_coupling(self.coupling)
         resolve_threads(self.n_threads)
+        as_callbacks(self.callbacks)
 
     def _solver(self):
         if self.solver != "auto":
@@ -181,7 +206,14 @@ class _MultiTaskSGD(BaseEstimator):
         else:
             state.intercept[0] = start
 
-    def _store(self, observations, classes, state, factors, result):
+    def _copy_as_fitted(self, training, state, factors, history, best):
+        fitted = copy.copy(self)
+        result = {"n_iter": len(history), "best_iter": best.epoch, "history": history}
+        fitted._store(training, state, factors, result)
+        return fitted
+
+    def _store(self, training, state, factors, result):
+        observations, classes = training
         self._state = state
         self._classes = classes
         self.tasks_ = observations.tasks
@@ -190,6 +222,7 @@ class _MultiTaskSGD(BaseEstimator):
         self.mixing_ = factors.mixing
         self.kappa_ = factors.kappa
         self.n_iter_ = result["n_iter"]
+        self.best_iter_ = result["best_iter"]
         self.history_ = result["history"]
         self.t_ = state.steps
 
@@ -335,7 +368,14 @@ class MultiTaskSGDRegressor(RegressorMixin, _MultiTaskSGD):
         `n_iter_no_change` epochs; ``"saga"`` when the length of the objective's gradient is `tol`
         times that of a typical sample. None runs `max_iter` epochs and spares the check.
     n_iter_no_change : int, default=5
-        See `tol`.
+        See `tol` and `early_stopping`.
+    early_stopping : bool, default=False
+        Hold labels of each task out, stop when their mean loss has not fallen by `tol` (relative)
+        for `n_iter_no_change` epochs, and keep the parameters of the best epoch. With ``tol=None``
+        all `max_iter` epochs run, and the best is kept. Not with `partial_fit`.
+    validation_fraction : float, default=0.1
+        The share of each task's labels that is held out, in (0, 1), rounded down: a task with fewer
+        than ``1 / validation_fraction`` labels trains with all of them.
     learning_rate : {"auto", "constant", "invscaling", "optimal"}, default="auto"
         ``"auto"`` starts at the inverse mean curvature, decays as the penalty allows, and damps the
         step of long rows, so it needs no tuning and does not diverge. The others are
@@ -356,7 +396,11 @@ class MultiTaskSGDRegressor(RegressorMixin, _MultiTaskSGD):
         an epoch. The result depends on the number of threads, not on timing. None and -1 take all
         cores.
     random_state : int, RandomState or None, default=None
-        Seed of the order of samples.
+        Seed of the order of samples and of the labels held out.
+    callbacks : callable or list of callables, default=None
+        Called after each epoch with one argument, whose ``epoch``, ``objective``,
+        ``validation_loss`` (None without early stopping), ``seconds`` and ``model`` (a fitted copy
+        of the estimator as it then is) may be read. A true return value ends the fit.
     verbose : int, default=0
         1 shows a progress bar (needs the extra ``progress``).
 
@@ -374,8 +418,13 @@ class MultiTaskSGDRegressor(RegressorMixin, _MultiTaskSGD):
     mixing_, kappa_ : ndarray of shape (n_tasks, R) and (n_tasks,)
         B and κ of the coupling.
     n_tasks_, n_iter_, n_features_in_ : int
+    best_iter_ : int
+        The epoch whose parameters are kept: the last, unless early stopping or an interrupt
+        (Ctrl-C, which keeps the best epoch so far and warns) chose an earlier one.
     history_ : list of dict
-        Objective and seconds after each epoch.
+        ``epoch``, ``objective``, ``seconds`` since the start, and with early stopping
+        ``validation_loss``, after each epoch. The objective is exact where it decides when to stop;
+        with early stopping or ``tol=None`` its loss is the mean met on the way.
 
     See Also
     --------
@@ -424,6 +473,8 @@ class MultiTaskSGDRegressor(RegressorMixin, _MultiTaskSGD):
         max_iter=1000,
         tol=1e-4,
         n_iter_no_change=5,
+        early_stopping=False,
+        validation_fraction=0.1,
         learning_rate="auto",
         eta0=None,
         power_t=0.25,
@@ -432,6 +483,7 @@ class MultiTaskSGDRegressor(RegressorMixin, _MultiTaskSGD):
         warm_start=False,
         n_threads=1,
         random_state=None,
+        callbacks=None,
         verbose=0,
     ):
         self.loss = loss
@@ -447,6 +499,8 @@ class MultiTaskSGDRegressor(RegressorMixin, _MultiTaskSGD):
         self.max_iter = max_iter
         self.tol = tol
         self.n_iter_no_change = n_iter_no_change
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
         self.learning_rate = learning_rate
         self.eta0 = eta0
         self.power_t = power_t
@@ -455,6 +509,7 @@ class MultiTaskSGDRegressor(RegressorMixin, _MultiTaskSGD):
         self.warm_start = warm_start
         self.n_threads = n_threads
         self.random_state = random_state
+        self.callbacks = callbacks
         self.verbose = verbose
 
     def _check_settings(self):
@@ -579,6 +634,10 @@ class MultiTaskSGDClassifier(ClassifierMixin, _MultiTaskSGD):
     max_iter : int, default=1000
     tol : float or None, default=1e-4
     n_iter_no_change : int, default=5
+    early_stopping : bool, default=False
+    validation_fraction : float, default=0.1
+        As in :class:`MultiTaskSGDRegressor`; each class of a task gives its share, and keeps at
+        least one label to train with.
     learning_rate : {"auto", "constant", "invscaling", "optimal"}, default="auto"
     eta0 : float or None, default=None
     power_t : float, default=0.25
@@ -587,6 +646,7 @@ class MultiTaskSGDClassifier(ClassifierMixin, _MultiTaskSGD):
     warm_start : bool, default=False
     n_threads : int or None, default=1
     random_state : int, RandomState or None, default=None
+    callbacks : callable or list of callables, default=None
     verbose : int, default=0
         As in :class:`MultiTaskSGDRegressor`.
 
@@ -600,7 +660,7 @@ class MultiTaskSGDClassifier(ClassifierMixin, _MultiTaskSGD):
         As in :class:`MultiTaskSGDRegressor`; with softmax `coef_`, `task_coef_` and `intercept_`
         are lists with (n_classes_t, d) and (n_classes_t,) for each task, and `shared_coef_` is
         (R, n_classes, d).
-    tasks_, n_tasks_, n_iter_, history_, mixing_, kappa_, n_features_in_
+    tasks_, n_tasks_, n_iter_, best_iter_, history_, mixing_, kappa_, n_features_in_
         As in :class:`MultiTaskSGDRegressor`.
 
     See Also
@@ -640,6 +700,8 @@ class MultiTaskSGDClassifier(ClassifierMixin, _MultiTaskSGD):
         max_iter=1000,
         tol=1e-4,
         n_iter_no_change=5,
+        early_stopping=False,
+        validation_fraction=0.1,
         learning_rate="auto",
         eta0=None,
         power_t=0.25,
@@ -648,6 +710,7 @@ class MultiTaskSGDClassifier(ClassifierMixin, _MultiTaskSGD):
         warm_start=False,
         n_threads=1,
         random_state=None,
+        callbacks=None,
         verbose=0,
     ):
         self.loss = loss
@@ -662,6 +725,8 @@ class MultiTaskSGDClassifier(ClassifierMixin, _MultiTaskSGD):
         self.max_iter = max_iter
         self.tol = tol
         self.n_iter_no_change = n_iter_no_change
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
         self.learning_rate = learning_rate
         self.eta0 = eta0
         self.power_t = power_t
@@ -670,6 +735,7 @@ class MultiTaskSGDClassifier(ClassifierMixin, _MultiTaskSGD):
         self.warm_start = warm_start
         self.n_threads = n_threads
         self.random_state = random_state
+        self.callbacks = callbacks
         self.verbose = verbose
 
     def partial_fit(self, X, y, classes=None, *, tasks=None, sample_weight=None):
@@ -757,8 +823,9 @@ class MultiTaskSGDClassifier(ClassifierMixin, _MultiTaskSGD):
                 weights[part] = scale[own_position[part]]
         return weights
 
-    def _store(self, observations, classes, state, factors, result):
-        super()._store(observations, classes, state, factors, result)
+    def _store(self, training, state, factors, result):
+        super()._store(training, state, factors, result)
+        observations, classes = training
         self.task_classes_ = [classes.classes[own] for own in classes.task_classes]
         self.classes_ = self.task_classes_ if observations.form == "matrix" else classes.classes
 

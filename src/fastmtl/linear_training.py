@@ -5,6 +5,7 @@ The numeric loops are in ``_core.linear_sgd``; the estimators are in ``linear``.
 
 from __future__ import annotations
 
+import copy
 import time
 import warnings
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from fastmtl._core import linear_sgd
 from fastmtl._core import random as core_random
 from fastmtl.config import resolve_threads
 from fastmtl.estimators import progress, task_weights
+from fastmtl.monitoring import Best, Epoch, as_callbacks
 
 # name: (code in the core, bound on the second derivative; None: none, and 1 tames long rows)
 LOSSES = {
@@ -44,7 +46,8 @@ SAMPLE = np.dtype(
         ("unused", np.int32),
     ]
 )
-STEPS_PER_CALL = 2_000_000  # well under a second, so that Ctrl-C is heard
+WORK_PER_CALL = 300_000_000  # multiplications, well under a second, so that Ctrl-C is heard
+MOST_STEPS_PER_CALL = 2_000_000
 BLOCKS_PER_EPOCH = 16
 
 
@@ -59,11 +62,19 @@ class State:
     head_class: np.ndarray
     steps: int = 0
 
+    @property
+    def parameters(self):
+        return self.shared, self.specific, self.intercept
 
-def train(model, observations, classes, state, factors, max_iter, *, partial=False):
-    """Run epochs until the objective settles; changes `state` in place."""
+
+def train(model, training, held_out, state, factors, max_iter, *, partial=False):
+    """Run epochs until the objective settles; changes `state` in place.
+
+    `training` and `held_out` are pairs (Observations, Classes); `held_out` may be None.
+    """
     solver = "sgd" if partial else model._solver()
-    problem = _problem(model, observations, classes, state, factors, solver)
+    problem = _problem(model, *training, state, factors, solver)
+    judge = None if held_out is None else _problem(model, *held_out, state, factors, "sgd")
     rng = check_random_state(model.random_state)
     if partial and state.steps:
         rng = np.random.RandomState((rng.randint(2**31) + state.steps) % 2**32)
@@ -72,55 +83,81 @@ def train(model, observations, classes, state, factors, max_iter, *, partial=Fal
         run, settled = _saga(problem, state, model.tol)
     else:
         run, settled = _sgd(problem, state, model.tol, model.n_iter_no_change, n_threads)
-    history, n = [], len(problem.samples)
+    if judge is not None:
+        settled = _no_longer_better(model.tol, model.n_iter_no_change)
+    exact = model.tol is not None and judge is None
+    callbacks, history, best = as_callbacks(model.callbacks), [], Best()
+
+    def fitted_copy():
+        return model._copy_as_fitted(training, copy.deepcopy(state), factors, list(history), best)
+
     began = time.perf_counter()
     bar = progress(max_iter) if model.verbose else None
-    converged, epoch = False, 0
+    stopped = interrupted = False
+    epoch = 0
     try:
         with np.errstate(over="ignore", invalid="ignore"):
             for epoch in range(1, max_iter + 1):
-                seed = int(rng.randint(0, 2**31 - 1))
-                order = _order(problem, seed)
-                total = 0.0
-                for begin in range(0, n, STEPS_PER_CALL):
-                    total += run(order[begin : begin + STEPS_PER_CALL])
+                total = sum(map(run, _orders(problem, int(rng.randint(0, 2**31 - 1)))))
                 # Summed while the steps went on; what is judged below is exact.
-                loss = total / n if model.tol is None else problem.loss_value(state)
-                objective = loss + problem.penalty_value(state)
-                _check_finite(model, objective, state, epoch)
-                history.append(
-                    {
-                        "epoch": epoch,
-                        "objective": objective,
-                        "seconds": time.perf_counter() - began,
-                    }
-                )
+                loss = problem.loss_value(state) if exact else total / len(problem.samples)
+                entry = {"epoch": epoch, "objective": loss + problem.penalty_value(state)}
+                _check_finite(model, entry["objective"], state, epoch)
+                if judge is not None:
+                    entry["validation_loss"] = judge.loss_value(state)
+                entry["seconds"] = time.perf_counter() - began
+                history.append(entry)
+                criterion = entry["objective" if judge is None else "validation_loss"]
+                best.offer(epoch, criterion, state.parameters)
                 if bar is not None:
-                    bar.set_postfix(objective=f"{objective:.6g}", refresh=False)
+                    shown = {k: f"{v:.6g}" for k, v in entry.items() if k.endswith(("ive", "loss"))}
+                    bar.set_postfix(shown, refresh=False)
                     bar.update()
-                if model.tol is not None and settled(objective):
-                    converged = True
+                told = {"validation_loss": None, **entry, "_fitted_copy": fitted_copy}
+                asked = [callback(Epoch(**told)) for callback in callbacks]
+                stopped = any(asked) or (model.tol is not None and settled(criterion))
+                if stopped:
                     break
     except KeyboardInterrupt:
-        if not history:
+        if not best.epoch:
             raise
-        warnings.warn(
-            f"interrupted in epoch {epoch}; the parameters reached so far are kept",
-            ConvergenceWarning,
-            stacklevel=3,
-        )
-        converged = True
+        stopped = interrupted = True
     finally:
         if bar is not None:
             bar.close()
-    if not (converged or partial or model.tol is None):
+    if interrupted or judge is not None:
+        best.restore(state.parameters)
+        kept = best.epoch
+    else:
+        kept = len(history)
+    if interrupted:
+        warnings.warn(
+            f"interrupted in epoch {epoch}; kept are the parameters of epoch {kept}, the best so "
+            "far",
+            ConvergenceWarning,
+            stacklevel=3,
+        )
+    if not (stopped or partial or model.tol is None):
         warnings.warn(
             f"not converged to tol={model.tol:g} within max_iter={max_iter} epochs; raise max_iter "
             "or tol, or standardise X",
             ConvergenceWarning,
             stacklevel=3,
         )
-    return {"n_iter": len(history), "history": history}
+    return {"n_iter": len(history), "best_iter": kept, "history": history}
+
+
+def _no_longer_better(tol, n_iter_no_change):
+    """Whether the held-out loss has not fallen by `tol`, relative, for that many epochs."""
+    reached, waited = np.inf, 0
+
+    def settled(loss):
+        nonlocal reached, waited
+        better = loss < reached - tol * abs(reached) if np.isfinite(reached) else loss < reached
+        reached, waited = (loss, 0) if better else (reached, waited + 1)
+        return waited >= n_iter_no_change
+
+    return settled
 
 
 @dataclass
@@ -140,12 +177,14 @@ class _Problem:
     by_task: bool
     smoothness: float
     schedule: tuple
+    steps_per_call: int
 
     def loss_value(self, state):
         task_loss = np.zeros(len(self.chance))
         function = linear_sgd.losses_dense if self.dense else linear_sgd.losses_csr
-        parameters = (state.shared, state.specific, state.intercept)
-        function(*self.data, self.samples, *parameters, *self.arguments, task_loss)
+        for begin in range(0, len(self.samples), self.steps_per_call):
+            part = self.samples[begin : begin + self.steps_per_call]
+            function(*self.data, part, *state.parameters, *self.arguments, task_loss)
         counts = np.diff(self.task_start)
         return float(task_loss[counts > 0] @ (self.chance / np.maximum(counts, 1))[counts > 0])
 
@@ -244,7 +283,14 @@ def _problem(model, observations, classes, state, factors, solver):
         by_task,
         bound,
         schedule,
+        _steps_per_call(X, state),
     )
+
+
+def _steps_per_call(X, state):
+    row_length = X.nnz / X.shape[0] if sp.issparse(X) else X.shape[1]
+    heads = np.diff(state.head_start).mean() * (len(state.shared) + 1)
+    return int(np.clip(WORK_PER_CALL / ((row_length + 1) * heads), 1, MOST_STEPS_PER_CALL))
 
 
 def _schedule(model, curvature, bound, n):
@@ -263,7 +309,8 @@ def _schedule(model, curvature, bound, n):
     return (1.0 / decay, 1.0 / (decay * first), 1.0), bound
 
 
-def _order(problem, seed):
+def _orders(problem, seed):
+    """The samples of one epoch in the order of their draws, in parts of a call each."""
     n = len(problem.samples)
     if problem.by_task:
         order = np.empty(n, dtype=np.int64)
@@ -271,7 +318,8 @@ def _order(problem, seed):
     else:
         order = np.arange(n)
         core_random.shuffle(order, seed)
-    return order
+    for begin in range(0, n, problem.steps_per_call):
+        yield order[begin : begin + problem.steps_per_call]
 
 
 def _sgd(problem, state, tol, n_iter_no_change, n_threads):
@@ -280,6 +328,7 @@ def _sgd(problem, state, tol, n_iter_no_change, n_threads):
     function = linear_sgd.sgd_dense if problem.dense else linear_sgd.sgd_csr
 
     def run(order):
+        n_blocks = max(1, round(BLOCKS_PER_EPOCH * len(order) / len(problem.samples)))
         total = function(
             *problem.data,
             problem.samples,
@@ -290,7 +339,7 @@ def _sgd(problem, state, tol, n_iter_no_change, n_threads):
             *problem.arguments,
             (*problem.schedule, state.steps),
             owner,
-            BLOCKS_PER_EPOCH,
+            n_blocks,
             n_threads,
         )
         state.steps += len(order)

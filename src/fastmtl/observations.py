@@ -12,7 +12,7 @@ input that concerns data, rather than one estimator's settings, is here.
 from __future__ import annotations
 
 import numbers
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import scipy.sparse as sp
@@ -64,6 +64,17 @@ class Observations:
     @property
     def task_sizes(self):
         return np.diff(self.task_start)
+
+    def take(self, index):
+        """The observations at `index` (increasing) over the same X, with the same tasks."""
+        return replace(
+            self,
+            row=self.row[index],
+            task=self.task[index],
+            target=self.target[index],
+            weight=self.weight[index],
+            task_start=np.searchsorted(self.task[index], np.arange(self.n_tasks + 1)),
+        )
 
 
 @dataclass
