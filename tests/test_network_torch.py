@@ -30,6 +30,16 @@ TRUNKS = {
     },
     "layernorm": ([Dense(9, "tanh"), LayerNorm("relu"), Dense(4)], (5,), False),
     "conv": ([Conv2D(4, 3), MaxPool2D(2), Conv2D(2, 2, "tanh"), Flatten()], (9, 8, 2), False),
+    "conv, padded": (
+        [Conv2D(4, 3, padding="same"), Conv2D(3, 4, "tanh", stride=2, padding="same"), Flatten()],
+        (9, 8, 2),
+        False,
+    ),
+    "conv, strides": (
+        [Conv2D(4, 3, stride=2), Conv2D(2, 2, "gelu", 3), Flatten()],
+        (9, 12, 1),
+        False,
+    ),
     "two inputs": ([Concat(IMAGE, IMAGE), Dense(8)], ((7, 6, 1), (8, 8, 2)), False),
     "rnn": ([RNN(6)], (7, 3), False),
     "rnn, lengths": ([RNN(6, return_sequences=True), RNN(4)], (7, 3), True),

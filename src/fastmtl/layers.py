@@ -81,33 +81,44 @@ class Dense:
 
 @dataclass(frozen=True)
 class Conv2D:
-    """A 2-D convolution with a square kernel, stride 1 and no padding.
+    """A 2-D convolution with a square kernel.
 
-    Input (height, width, channels) becomes (height - k + 1, width - k + 1, filters).
+    Input (height, width, channels) becomes (ho, wo, filters), where ho is
+    ``(height - kernel_size) // stride + 1`` without padding and ``ceil(height / stride)`` with.
 
     Parameters
     ----------
     filters : int
         Number of output channels.
     kernel_size : int, default=3
-        k.
+        Side of the kernel.
     activation : str, default="relu"
         As in :class:`Dense`.
+    stride : int, default=1
+        Step from one window to the next.
+    padding : {"valid", "same"}, default="valid"
+        ``"same"`` surrounds images with zeros, as many as it takes; where their number is odd, the
+        one more is at the bottom and on the right.
 
     Examples
     --------
     >>> from fastmtl.layers import Conv2D
     >>> Conv2D(32, 3)
-    Conv2D(filters=32, kernel_size=3, activation='relu')
+    Conv2D(filters=32, kernel_size=3, activation='relu', stride=1, padding='valid')
     """
 
     filters: int
     kernel_size: int = 3
     activation: str = "relu"
+    stride: int = 1
+    padding: str = "valid"
 
     def __post_init__(self):
         _check_size("Conv2D", "filters", self.filters)
         _check_size("Conv2D", "kernel_size", self.kernel_size)
+        _check_size("Conv2D", "stride", self.stride)
+        if self.padding not in ("valid", "same"):
+            raise ValueError(f"padding of Conv2D is {self.padding!r}; pass 'valid' or 'same'")
         _check_activation("Conv2D", self.activation)
 
 
@@ -345,13 +356,13 @@ def compile_trunk(layers, shapes):
     if not isinstance(layers, list | tuple):
         raise ValueError(f"trunk is {layers!r}; pass a list of layers")
     layers = list(layers)
-    trunk = Trunk(np.empty((0, 14), np.int64), [], [], 0)
+    trunk = Trunk(np.empty((0, 16), np.int64), [], [], 0)
     rows = []
 
     def add(kind, activation, below, shape, weights=0, biases=0, sizes=(), second=-1, layer=None):
         n_in = 0 if below < 0 else int(np.prod(trunk.shapes[below]))
         n_out = int(np.prod(shape))
-        sizes = list(sizes) + [0] * (5 - len(sizes))
+        sizes = list(sizes) + [0] * (7 - len(sizes))
         offset = trunk.n_parameters
         rows.append([kind, activation, below, second, n_in, n_out, offset, weights, biases, *sizes])
         trunk.n_parameters += weights + biases
@@ -386,13 +397,21 @@ def compile_trunk(layers, shapes):
                 shape = (*shape, 1)
             need(3, "images: X of shape (n, height, width, channels)")
             h, w, c = shape
-            k, f = layer.kernel_size, layer.filters
-            if k > min(h, w):
+            k, f, stride, same = (
+                layer.kernel_size,
+                layer.filters,
+                layer.stride,
+                layer.padding == "same",
+            )
+            if k > min(h, w) and not same:
                 raise ValueError(f"trunk has {layer!r} on images of {h} × {w}, smaller than it")
-            out = (h - k + 1, w - k + 1, f)
+            height, width = (-(-s // stride) if same else (s - k) // stride + 1 for s in (h, w))
+            out = (height, width, f)
             trunk.work += out[0] * out[1] * k * k * c * f
             code = ACTIVATIONS[layer.activation]
-            return add(2, code, at, out, k * k * c * f, f, (h, w, c, k, f), layer=layer)
+            return add(
+                2, code, at, out, k * k * c * f, f, (h, w, c, k, f, stride, same), layer=layer
+            )
         if isinstance(layer, MaxPool2D):
             need(3, "images: X of shape (n, height, width, channels)")
             h, w, c = shape

@@ -200,7 +200,7 @@ def train(model, observations, classes, state, task_weight, rng, max_iter, has_l
         held_out, training = np.sort(shuffled[:n_held]), np.sort(shuffled[n_held:])
     optimiser = OPTIMISERS[model.solver]
     batch = min(model.batch_size, len(training))
-    settings = np.zeros(12)
+    settings = np.zeros(13)
     settings[0], settings[1] = optimiser, batch
     settings[3], settings[4] = model.alpha, model.weight_decay
     settings[5] = model.beta_1 if optimiser == 3 else model.momentum

@@ -45,6 +45,15 @@ class _ChannelsLast(nn.Module):
         return self.layer(x.movedim(-1, 1)).movedim(1, -1)
 
 
+def padding(row):
+    """Zeros around the images of a convolution: left, right, top, bottom."""
+    k, stride, same = int(row[12]), int(row[14]), row[15]
+    missing = [max(0, (-(-int(size) // stride) - 1) * stride + k - int(size)) for size in row[9:11]]
+    top, left = (m // 2 if same else 0 for m in missing)
+    bottom, right = (m - m // 2 if same else 0 for m in missing)
+    return left, right, top, bottom
+
+
 class _Recurrent(nn.Module):
     def __init__(self, layer, sequences):
         super().__init__()
@@ -126,9 +135,10 @@ def build(model):
             layer = nn.Linear(int(row[4]), int(row[5]), dtype=dtype)
             _set(layer, weight=own["kernel"].T, bias=own["bias"])
         elif kind == 2:
-            conv = nn.Conv2d(int(row[11]), int(row[13]), int(row[12]), dtype=dtype)
+            sizes = int(row[11]), int(row[13]), int(row[12])
+            conv = nn.Conv2d(*sizes, stride=int(row[14]), dtype=dtype)
             _set(conv, weight=own["kernel"].permute(3, 2, 0, 1), bias=own["bias"])
-            layer = _ChannelsLast(conv)
+            layer = _ChannelsLast(nn.Sequential(nn.ZeroPad2d(padding(row)), conv))
         elif kind == 3:
             layer = _ChannelsLast(nn.MaxPool2d(int(row[12])))
         elif kind == 8:

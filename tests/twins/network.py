@@ -7,7 +7,7 @@ TOLERANCE = {"network_train": 10, "network_forward": 2}
 
 
 def row(kind, activation, below, n_in, n_out, offset, weights=0, biases=0, sizes=(), second=-1):
-    sizes = list(sizes) + [0] * (5 - len(sizes))
+    sizes = list(sizes) + [0] * (7 - len(sizes))
     return [kind, activation, below, second, n_in, n_out, offset, weights, biases, *sizes]
 
 
@@ -37,15 +37,28 @@ def trunks():
     conv = [
         source(49),
         source(49, 49),
-        row(2, 1, 0, 49, 100, 0, 36, 4, (7, 7, 1, 3, 4)),
+        row(2, 1, 0, 49, 100, 0, 36, 4, (7, 7, 1, 3, 4, 1)),
         row(3, 0, 2, 100, 16, 0, sizes=(5, 5, 4, 2)),
-        row(2, 3, 1, 49, 100, 40, 36, 4, (7, 7, 1, 3, 4)),
-        row(2, 1, 4, 100, 48, 80, 48, 3, (5, 5, 4, 2, 3)),
+        row(2, 3, 1, 49, 100, 40, 36, 4, (7, 7, 1, 3, 4, 1)),
+        row(2, 1, 4, 100, 48, 80, 48, 3, (5, 5, 4, 2, 3, 1)),
         row(3, 0, 5, 48, 12, 0, sizes=(4, 4, 3, 2)),
         row(4, 0, 3, 28, 28, 0, second=6),
         dense(7, 28, 6, 131),
     ]
     yield "conv", conv, False
+    for h, w, k, stride, same in [
+        (7, 6, 3, 2, 0),
+        (7, 6, 3, 1, 1),
+        (6, 9, 4, 3, 1),
+        (5, 4, 2, 3, 1),
+    ]:
+        ho = -(-h // stride) if same else (h - k) // stride + 1
+        wo = -(-w // stride) if same else (w - k) // stride + 1
+        rows = [source(2 * h * w)]
+        rows += [row(2, 3, 0, 2 * h * w, 3 * h * w, 0, 6, 3, (h, w, 2, 1, 3, 1))]
+        sizes = (h, w, 3, k, 5, stride, same)
+        rows += [row(2, 1, 1, 3 * h * w, ho * wo * 5, 9, k * k * 15, 5, sizes)]
+        yield f"conv {h} {w} {k} {stride} {same}", rows, False
     for kind, name in [(5, "rnn"), (6, "lstm"), (7, "gru")]:
         rows = [source(18)]
         rows += [recurrent(kind, 0, 6, 3, 5, 0, 1)]
@@ -99,9 +112,9 @@ def train_case(rng, dtype, rows, with_lengths, optimiser=0, batch=1, **settings)
     target = np.where(task == 1, rng.integers(0, 3, len(task)), rng.normal(size=len(task)))
     target[task == 2] = np.sign(target[task == 2])
     n_parameters = size + 9 * (F + 1)
-    names = ["alpha", "decay", "momentum", "clip", "decoupled"]
-    at = [3, 4, 5, 8, 11]
-    values = np.zeros(12)
+    names = ["alpha", "decay", "momentum", "clip", "decoupled", "surgery"]
+    at = [3, 4, 5, 8, 11, 12]
+    values = np.zeros(13)
     values[[0, 1, 2, 5, 6, 7, 10]] = [optimiser, batch, 0.01, 0.9, 0.999, 1e-8, 77]
     for name, value in settings.items():
         values[2 if name == "rate" else at[names.index(name)]] = value
@@ -141,11 +154,14 @@ def train_cases(rng, dtype):
             yield train_case(rng, dtype, rows, with_lengths, 0, batch)
             yield train_case(rng, dtype, rows, with_lengths, 0, batch, alpha=0.1, decay=0.2)
         yield train_case(rng, dtype, rows, with_lengths, 1, 4, momentum=0.8, decay=0.1, clip=0.5)
+        yield train_case(rng, dtype, rows, with_lengths, 1, 6, momentum=0.8, surgery=1)
     rows = [source(7), dense(0, 7, 19, 0, 3)]
     yield train_case(rng, dtype, rows, False, 2, 1, momentum=0.8, alpha=0.1)
     yield train_case(rng, dtype, rows, False, 3, 3, rate=0.003, alpha=0.1)
     yield train_case(rng, dtype, rows, False, 3, 3, rate=0.003, alpha=0.1, decay=0.3, decoupled=1)
     yield train_case(rng, dtype, rows, False, 0, 4, rate=0)
+    for alpha in (30.0, 100.0, 120.0):  # the heads shrink by 0.7, to nothing, and past it
+        yield train_case(rng, dtype, rows, False, 0, 1, alpha=alpha)
 
 
 CASES = {"network_forward": forward_cases, "network_train": train_cases}

@@ -269,6 +269,8 @@ typedef struct {
     real *parameters;
     int training;
     uint64_t step;
+    int64_t only;    /* the task whose labels alone count; -1: all */
+    real head_scale; /* the heads are this times what is stored, so that shrinking them is O(1) */
 } net;
 
 #define TAKE(type, count) (type *)NAME(take_)(&at, base, sizeof(type) * (size_t)(count))
@@ -344,6 +346,8 @@ static size_t NAME(lay_out_)(net *n, const network_job *job, int64_t batch, int 
         n->step = 0;
         n->first = 0;
         n->total = batch;
+        n->only = -1;
+        n->head_scale = 1;
         n->task_loss = job->task_loss;
     }
     return at + 64;
@@ -510,53 +514,96 @@ static void NAME(recurrent_backward_)(net *n, layer *l, int64_t b, real *out, re
     }
 }
 
-/* -- convolution (valid, stride 1): one sample's windows side by side, then one product ---------- */
+/* -- convolution: one sample's windows side by side, then one product ---------------------------- */
 
-static void NAME(windows_)(const int64_t *row, const real *x, real *windows) {
-    int64_t W = row[COL_D1], c = row[COL_D2], k = row[COL_D3], ho = row[COL_D0] - k + 1, wo = W - k + 1;
-    for (int64_t y = 0; y < ho; y++)
-        for (int64_t p = 0; p < wo; p++)
-            for (int64_t ky = 0; ky < k; ky++) {
-                const real *line = x + ((y + ky) * W + p) * c;
-                for (int64_t j = 0; j < k * c; j++) *windows++ = line[j];
+typedef struct {
+    ptrdiff_t H, W, c, k, f, stride, ho, wo, top, left;
+} NAME(conv_t);
+
+/* "same" padding makes as many outputs as there are strides, the odd row and column at the end. */
+INLINE NAME(conv_t) NAME(conv_)(const int64_t *row) {
+    NAME(conv_t) v = {row[COL_D0], row[COL_D1], row[COL_D2], row[COL_D3], row[COL_D4], row[COL_D5], 0, 0, 0, 0};
+    if (row[COL_D6]) {
+        v.ho = (v.H + v.stride - 1) / v.stride;
+        v.wo = (v.W + v.stride - 1) / v.stride;
+        v.top = (v.ho - 1) * v.stride + v.k - v.H;
+        v.left = (v.wo - 1) * v.stride + v.k - v.W;
+        v.top = v.top > 0 ? v.top / 2 : 0;
+        v.left = v.left > 0 ? v.left / 2 : 0;
+    } else {
+        v.ho = (v.H - v.k) / v.stride + 1;
+        v.wo = (v.W - v.k) / v.stride + 1;
+    }
+    return v;
+}
+
+static void NAME(windows_)(const NAME(conv_t) v, const real *x, real *windows) {
+    for (ptrdiff_t y = 0; y < v.ho; y++)
+        for (ptrdiff_t p = 0; p < v.wo; p++) {
+            ptrdiff_t first = p * v.stride - v.left;
+            ptrdiff_t from = first < 0 ? -first : 0, to = first + v.k > v.W ? v.W - first : v.k;
+            for (ptrdiff_t ky = 0; ky < v.k; ky++, windows += v.k * v.c) {
+                ptrdiff_t line = y * v.stride + ky - v.top;
+                if (line < 0 || line >= v.H) {
+                    memset(windows, 0, (size_t)(v.k * v.c) * sizeof(real));
+                    continue;
+                }
+                const real *in = x + (line * v.W + first) * v.c;
+                for (ptrdiff_t j = 0; j < from * v.c; j++) windows[j] = 0;
+                for (ptrdiff_t j = from * v.c; j < to * v.c; j++) windows[j] = in[j];
+                for (ptrdiff_t j = to * v.c; j < v.k * v.c; j++) windows[j] = 0;
             }
+        }
 }
 
 static void NAME(conv_forward_)(net *n, layer *l, int64_t b) {
     const int64_t *row = l->row;
-    int64_t k = row[COL_D3], f = row[COL_D4], size = k * k * row[COL_D2], pixels = row[COL_N_OUT] / f;
-    const real *w = n->parameters + row[COL_OFFSET], *bias = w + size * f;
+    const NAME(conv_t) v = NAME(conv_)(row);
+    ptrdiff_t size = v.k * v.k * v.c, pixels = v.ho * v.wo;
+    const real *w = n->parameters + row[COL_OFFSET], *bias = w + size * v.f;
     const real *x = n->layers[row[COL_IN]].value;
     for (int64_t i = 0; i < b; i++) {
         real *out = l->value + i * row[COL_N_OUT];
-        NAME(windows_)(row, x + i * row[COL_N_IN], n->windows);
-        for (int64_t p = 0; p < pixels; p++) memcpy(out + p * f, bias, (size_t)f * sizeof(real));
-        NAME(gemm_)(pixels, f, size, n->windows, size, 1, w, f, out, f, 1, 1);
+        NAME(windows_)(v, x + i * row[COL_N_IN], n->windows);
+        for (ptrdiff_t p = 0; p < pixels; p++) memcpy(out + p * v.f, bias, (size_t)v.f * sizeof(real));
+        NAME(gemm_)(pixels, v.f, size, n->windows, size, 1, w, v.f, out, v.f, 1, 1);
     }
+}
+
+/* What offset q of the kernel saw, from the gradients of the outputs in line y. */
+static void NAME(conv_scatter_)(const NAME(conv_t) v, ptrdiff_t y, ptrdiff_t q, const real *g, const real *weights_t, real *below) {
+    ptrdiff_t line = y * v.stride + q / v.k - v.top, at = q % v.k - v.left;
+    if (line < 0 || line >= v.H || at >= v.W) return;
+    ptrdiff_t first = at < 0 ? (v.stride - 1 - at) / v.stride : 0;
+    ptrdiff_t last = (v.W - 1 - at) / v.stride + 1;
+    if (last > v.wo) last = v.wo;
+    if (first >= last) return;
+    NAME(gemm_)(last - first, v.c, v.f, g + (y * v.wo + first) * v.f, v.f, 1, weights_t + q * v.c * v.f, v.c,
+                below + (line * v.W + first * v.stride + at) * v.c, v.stride * v.c, 1, 1);
 }
 
 static void NAME(conv_backward_)(net *n, layer *l, int64_t b, real *out, real alpha, real beta) {
     const int64_t *row = l->row;
-    int64_t W = row[COL_D1], c = row[COL_D2], k = row[COL_D3], f = row[COL_D4], size = k * k * c;
-    int64_t ho = row[COL_D0] - k + 1, wo = W - k + 1;
+    const NAME(conv_t) v = NAME(conv_)(row);
+    ptrdiff_t size = v.k * v.k * v.c, pixels = v.ho * v.wo;
     const real *w = n->parameters + row[COL_OFFSET];
     layer *below = n->layers + row[COL_IN];
     if (below->wants_grad) {
         memset(below->grad, 0, (size_t)(b * row[COL_N_IN]) * sizeof(real));
-        for (int64_t q = 0; q < k * k; q++) NAME(transpose_)(c, f, w + q * c * f, f, n->weights_t + q * c * f, c);
+        for (ptrdiff_t q = 0; q < v.k * v.k; q++)
+            NAME(transpose_)(v.c, v.f, w + q * v.c * v.f, v.f, n->weights_t + q * v.c * v.f, v.c);
         for (int64_t i = 0; i < b; i++)
-            for (int64_t y = 0; y < ho; y++)
-                for (int64_t q = 0; q < k * k; q++)
-                    NAME(gemm_)(wo, c, f, l->grad + i * row[COL_N_OUT] + y * wo * f, f, 1, n->weights_t + q * c * f, c,
-                                below->grad + i * row[COL_N_IN] + ((y + q / k) * W + q % k) * c, c, 1, 1);
+            for (ptrdiff_t y = 0; y < v.ho; y++)
+                for (ptrdiff_t q = 0; q < v.k * v.k; q++)
+                    NAME(conv_scatter_)(v, y, q, l->grad + i * row[COL_N_OUT], n->weights_t, below->grad + i * row[COL_N_IN]);
     }
     if (beta != 1)
         for (int64_t i = 0; i < row[COL_N_WEIGHTS]; i++) out[i] *= beta;
     for (int64_t i = 0; i < b; i++) {
         const real *g = l->grad + i * row[COL_N_OUT];
-        NAME(windows_)(row, below->value + i * row[COL_N_IN], n->windows);
-        NAME(gemm_)(size, f, ho * wo, n->windows, 1, size, g, f, out, f, alpha, 1);
-        for (int64_t p = 0; p < ho * wo; p++) NAME(axpy_)(f, alpha, g + p * f, out + size * f);
+        NAME(windows_)(v, below->value + i * row[COL_N_IN], n->windows);
+        NAME(gemm_)(size, v.f, pixels, n->windows, 1, size, g, v.f, out, v.f, alpha, 1);
+        for (ptrdiff_t p = 0; p < pixels; p++) NAME(axpy_)(v.f, alpha, g + p * v.f, out + size * v.f);
     }
 }
 
@@ -614,7 +661,7 @@ static void NAME(network_forward_batch_)(net *n, int64_t b) {
         case LAYER_DROPOUT: {
             uint64_t threshold = (uint64_t)row[COL_D0]; /* rate in units of 2^-32 */
             real keep = (real)(1.0 / (1.0 - (double)threshold / 4294967296.0));
-            uint64_t key = NAME(hash_)((uint64_t)job->settings[SET_SEED] * 0x9e3779b97f4a7c15ULL + n->step * 0xd1b54a32d192ed03ULL + (uint64_t)li);
+            uint64_t key = NAME(hash_)((uint64_t)job->settings[SET_SEED] * 0x9e3779b97f4a7c15ULL + n->step * 0xd1b54a32d192ed03ULL + (uint64_t)li + ((uint64_t)(n->only + 1) << 32));
             for (int64_t i = 0; i < b * n_out; i++) {
                 real m = !n->training ? (real)1 : (NAME(hash_)(key + (uint64_t)(n->first * n_out + i) * 0x9e3779b97f4a7c15ULL) >> 32) < threshold ? (real)0 : keep;
                 l->cache[i] = m;
@@ -767,6 +814,7 @@ static double NAME(heads_)(net *n, int64_t b, const int64_t *samples) {
         memset(df, 0, (size_t)F * sizeof(real));
         for (int64_t ob = job->sample_start[samples[i]]; ob < job->sample_start[samples[i] + 1]; ob++) {
             int32_t t = job->task[ob];
+            if (n->only >= 0 && t != n->only) continue;
             int64_t first = job->head_start[t], width = job->head_start[t + 1] - first;
             double scale = job->weight[ob] / (double)n->total, y = job->target[ob], value;
             for (int64_t o = 0; o < width; o++) {
@@ -775,7 +823,7 @@ static double NAME(heads_)(net *n, int64_t b, const int64_t *samples) {
                     int64_t k = (first + o) * E + e, r = job->head_row[k];
                     if (mix[k] != 0) s += mix[k] * (dot(H + r * F, f, F) + c[r]);
                 }
-                p[o] = s;
+                p[o] = n->head_scale * s;
             }
             if (job->loss[t] == LOSS_SOFTMAX) {
                 double top_score = p[0], sum = 0;
@@ -799,7 +847,7 @@ static double NAME(heads_)(net *n, int64_t b, const int64_t *samples) {
             for (int64_t o = 0; o < width; o++)
                 for (int64_t e = 0; e < E; e++) {
                     int64_t k = (first + o) * E + e;
-                    if (mix[k] != 0) NAME(axpy_)(F, mix[k] * p[o], H + job->head_row[k] * F, df);
+                    if (mix[k] != 0) NAME(axpy_)(F, n->head_scale * mix[k] * p[o], H + job->head_row[k] * F, df);
                 }
             p += width;
         }
@@ -814,7 +862,8 @@ static void NAME(heads_update_)(net *n, int64_t b, const int64_t *samples, real 
     layer *top = n->layers + n->n_layers - 1;
     for (int64_t i = 0; i < b; i++)
         for (int64_t ob = job->sample_start[samples[i]]; ob < job->sample_start[samples[i] + 1]; ob++) {
-            int64_t first = job->head_start[job->task[ob]], width = job->head_start[job->task[ob] + 1] - first;
+            int64_t t = job->task[ob], first = job->head_start[t], width = job->head_start[t + 1] - first;
+            if (n->only >= 0 && t != n->only) continue;
             for (int64_t o = 0; o < width; o++)
                 for (int64_t e = 0; e < E; e++) {
                     int64_t k = (first + o) * E + e, r = job->head_row[k];
@@ -824,6 +873,13 @@ static void NAME(heads_update_)(net *n, int64_t b, const int64_t *samples, real 
                 }
             p += width;
         }
+}
+
+/* Put the common factor of the heads into what is stored. */
+static void NAME(rescale_heads_)(net *n) {
+    real *H = n->parameters + n->job->head_offset;
+    for (int64_t i = 0; i < n->job->n_head_rows * (n->n_features + 1); i++) H[i] *= n->head_scale;
+    n->head_scale = 1;
 }
 
 static double NAME(norm2_)(const real *g, int64_t n) {
@@ -864,15 +920,6 @@ static void NAME(step_)(const double *set, int64_t n, real *restrict w, const re
         }
 }
 
-/* Threads share a step's batch evenly: each has a net, and all but the first a gradient, of its own. */
-static size_t NAME(network_workspace_)(const network_job *job, int64_t batch, int training) {
-    int64_t threads = training ? job->n_threads : 1, share = (batch + threads - 1) / threads;
-    size_t own = NAME(lay_out_)(NULL, job, share, training, NULL);
-    if (threads == 1) return own;
-    return (size_t)threads * (own + sizeof(net) + 128 + sizeof(double) * (size_t)(job->n_tasks + 16) +
-                              sizeof(real) * (size_t)(job->n_parameters + 32));
-}
-
 static void NAME(fill_)(net *n, int64_t b, const int64_t *rows_of, const int64_t *which, int64_t first) {
     int64_t steps = INT32_MAX;
     for (int64_t i = 0; i < b; i++) {
@@ -903,16 +950,16 @@ static double NAME(gradient_)(net *n, int64_t b, const int64_t *samples, real *G
 }
 
 /* The same by all threads; summed in a fixed order, so that results do not depend on timing. */
-static double NAME(gradient_of_all_)(net *nets, real **gradients, int64_t b, const int64_t *samples) {
+static double NAME(gradient_of_all_)(net *nets, real **gradients, int64_t b, int64_t total, const int64_t *samples) {
     const network_job *job = nets[0].job;
     int threads = (int)job->n_threads;
     int64_t share = (b + threads - 1) / threads, P = job->n_parameters;
-    double total = 0;
+    double value = 0;
 #pragma omp parallel for schedule(static, 1) num_threads(threads)
     for (int k = 0; k < threads; k++) {
         int64_t first = k * share, own = b - first < share ? b - first : share;
         nets[k].first = first;
-        nets[k].total = b;
+        nets[k].total = total;
         nets[k].step = nets[0].step;
         memset(nets[k].task_loss, 0, sizeof(double) * (size_t)job->n_tasks);
         nets[k].loss = NAME(gradient_)(nets + k, own, samples + (own > 0 ? first : 0), gradients[k]);
@@ -924,10 +971,142 @@ static double NAME(gradient_of_all_)(net *nets, real **gradients, int64_t b, con
             for (int64_t i = begin; i < end; i++) gradients[0][i] += gradients[j][i];
     }
     for (int k = 0; k < threads; k++) {
-        total += nets[k].loss;
+        value += nets[k].loss;
         for (int64_t t = 0; t < job->n_tasks; t++) job->task_loss[t] += nets[k].task_loss[t];
     }
+    return value;
+}
+
+static double NAME(gradient_of_)(net *nets, real **gradients, int64_t b, int64_t total, const int64_t *samples) {
+    if (nets[0].job->n_threads > 1) return NAME(gradient_of_all_)(nets, gradients, b, total, samples);
+    nets[0].total = total;
+    return NAME(gradient_)(nets, b, samples, gradients[0]);
+}
+
+/* Gradient surgery (Yu et al., 2020) on the trunk: a task's gradient loses what opposes another's.
+ *
+ * Projections stay in the span of the tasks' gradients g_1 … g_m, so they are worked out on the
+ * matrix of products g_i·g_j alone, and only the sum Σ_j c_j g_j is formed. */
+typedef struct {
+    real **gradients; /* of the trunk, by task */
+    real *heads;
+    double *gram, *own, *total;
+    int64_t *samples, *order;
+    uint64_t *draws;
+    char *seen;
+    int64_t most; /* tasks that a batch can hold */
+} NAME(surgery_t);
+
+static size_t NAME(lay_out_surgery_)(NAME(surgery_t) *s, const network_job *job, int64_t batch, char *base) {
+    size_t at = 0;
+    NAME(surgery_t) room;
+    int64_t T = room.most = batch * job->max_outputs < job->n_tasks ? batch * job->max_outputs : job->n_tasks;
+    room.gradients = TAKE(real *, T);
+    room.heads = TAKE(real, job->n_parameters - job->head_offset);
+    room.gram = TAKE(double, T * T);
+    room.own = TAKE(double, T);
+    room.total = TAKE(double, T);
+    room.samples = TAKE(int64_t, batch);
+    room.order = TAKE(int64_t, T);
+    room.draws = TAKE(uint64_t, T);
+    room.seen = TAKE(char, job->n_tasks);
+    for (int64_t t = 0; t < T; t++) {
+        real *own = TAKE(real, job->head_offset);
+        if (base) room.gradients[t] = own;
+    }
+    if (base) *s = room;
+    return at + 64;
+}
+
+/* The coefficients of the sum of the m projected gradients. */
+static void NAME(project_)(const NAME(surgery_t) *s, int64_t m, uint64_t key) {
+    int64_t width = s->most;
+    for (int64_t i = 0; i < m; i++) s->total[i] = 0;
+    for (int64_t i = 0; i < m; i++) {
+        for (int64_t j = 0; j < m; j++) {
+            uint64_t draw = NAME(hash_)(key + (uint64_t)(i * m + j) * 0x9e3779b97f4a7c15ULL);
+            int64_t at = j;
+            for (; at > 0 && s->draws[at - 1] > draw; at--) {
+                s->draws[at] = s->draws[at - 1];
+                s->order[at] = s->order[at - 1];
+            }
+            s->draws[at] = draw;
+            s->order[at] = j;
+            s->own[j] = j == i;
+        }
+        for (int64_t r = 0; r < m; r++) {
+            int64_t j = s->order[r];
+            double along = 0, length = s->gram[j * width + j];
+            if (j == i || length == 0) continue;
+            for (int64_t k = 0; k < m; k++) along += s->own[k] * s->gram[k * width + j];
+            if (along < 0) s->own[j] -= along / length;
+        }
+        for (int64_t j = 0; j < m; j++) s->total[j] += s->own[j];
+    }
+}
+
+static double NAME(long_dot_)(const real *a, const real *b, int64_t n) {
+    double total = 0;
+    for (int64_t i = 0; i < n; i += 4096) total += dot(a + i, b + i, n - i < 4096 ? n - i : 4096);
     return total;
+}
+
+/* As gradient_of_, with a pass for each task over the samples that have it. */
+static double NAME(gradient_by_task_)(net *nets, real **gradients, const NAME(surgery_t) *s, int64_t b, const int64_t *samples) {
+    const network_job *job = nets[0].job;
+    int64_t m = 0, trunk = job->head_offset, n_heads = job->n_parameters - trunk;
+    real *G = gradients[0];
+    double value = 0;
+    memset(s->seen, 0, (size_t)job->n_tasks);
+    memset(s->heads, 0, (size_t)n_heads * sizeof(real));
+    for (int64_t i = 0; i < b; i++)
+        for (int64_t ob = job->sample_start[samples[i]]; ob < job->sample_start[samples[i] + 1]; ob++) s->seen[job->task[ob]] = 1;
+    for (int64_t t = 0; t < job->n_tasks; t++) {
+        int64_t own = 0;
+        if (!s->seen[t]) continue;
+        for (int64_t i = 0; i < b; i++)
+            for (int64_t ob = job->sample_start[samples[i]]; ob < job->sample_start[samples[i] + 1]; ob++)
+                if (job->task[ob] == t) {
+                    s->samples[own++] = samples[i];
+                    break;
+                }
+        for (int64_t k = 0; k < job->n_threads; k++) nets[k].only = t;
+        value += NAME(gradient_of_)(nets, gradients, own, b, s->samples);
+        memcpy(s->gradients[m], G, (size_t)trunk * sizeof(real));
+        NAME(axpy_)(n_heads, 1, G + trunk, s->heads);
+        for (int64_t j = 0; j <= m; j++) s->gram[m * s->most + j] = NAME(long_dot_)(s->gradients[m], s->gradients[j], trunk);
+        m++;
+    }
+    for (int64_t k = 0; k < job->n_threads; k++) nets[k].only = -1;
+    for (int64_t i = 0; i < m; i++)
+        for (int64_t j = 0; j < m; j++) s->gram[i * s->most + j] = s->gram[(i > j ? i : j) * s->most + (i > j ? j : i)];
+    NAME(project_)(s, m, NAME(hash_)((uint64_t)job->settings[SET_SEED] + nets[0].step * 0xd1b54a32d192ed03ULL));
+    memset(G, 0, (size_t)trunk * sizeof(real));
+    for (int64_t j = 0; j < m; j++) NAME(axpy_)(trunk, (real)s->total[j], s->gradients[j], G);
+    memcpy(G + trunk, s->heads, (size_t)n_heads * sizeof(real));
+    return value;
+}
+
+/* The same, shared out among the threads; elementwise, so that their number does not matter. */
+static void NAME(step_of_all_)(int threads, const double *set, int64_t n, real *w, const real *g, real *m, real *v, real scale,
+                               real decay, double correction_1, double correction_2) {
+    if (n < 65536) threads = 1;
+#pragma omp parallel for schedule(static, 1) num_threads(threads) if (threads > 1)
+    for (int k = 0; k < threads; k++) {
+        int64_t at = n * k / threads, own = n * (k + 1) / threads - at;
+        NAME(step_)(set, own, w + at, g + at, m + at, v + at, scale, decay, correction_1, correction_2);
+    }
+}
+
+/* Threads share a step's batch evenly: each has a net, and all but the first a gradient, of its own. */
+static size_t NAME(network_workspace_)(const network_job *job, int64_t batch, int training) {
+    int64_t threads = training ? job->n_threads : 1, share = (batch + threads - 1) / threads;
+    size_t own = NAME(lay_out_)(NULL, job, share, training, NULL), all = own;
+    if (threads > 1)
+        all = (size_t)threads * (own + sizeof(net) + 128 + sizeof(double) * (size_t)(job->n_tasks + 16) +
+                                 sizeof(real) * (size_t)(job->n_parameters + 32));
+    if (training && job->settings[SET_SURGERY] != 0) all += NAME(lay_out_surgery_)(NULL, job, batch, NULL) + 64;
+    return all;
 }
 
 static int NAME(network_train_)(const network_job *job) {
@@ -936,12 +1115,12 @@ static int NAME(network_train_)(const network_job *job) {
     int64_t threads = job->n_threads, share = (batch + threads - 1) / threads;
     net alone, *nets = &alone;
     real *G = (real *)job->gradient, *first_gradient[1] = {G}, **gradients = first_gradient;
+    size_t at = 0, own = NAME(lay_out_)(NULL, job, share, 1, NULL);
+    char *base = (char *)job->workspace;
     memset(&alone, 0, sizeof alone);
     if (threads == 1) {
-        NAME(lay_out_)(&alone, job, batch, 1, (char *)job->workspace);
+        NAME(lay_out_)(&alone, job, batch, 1, TAKE(char, own));
     } else {
-        size_t at = 0, own = NAME(lay_out_)(NULL, job, share, 1, NULL);
-        char *base = (char *)job->workspace;
         nets = TAKE(net, threads);
         gradients = TAKE(real *, threads);
         for (int64_t k = 0; k < threads; k++) {
@@ -951,13 +1130,18 @@ static int NAME(network_train_)(const network_job *job) {
             gradients[k] = k ? TAKE(real, P) : G;
         }
     }
+    NAME(surgery_t) surgery;
+    memset(&surgery, 0, sizeof surgery);
+    int apart = set[SET_SURGERY] != 0;
+    if (apart) NAME(lay_out_surgery_)(&surgery, job, batch, base + at);
     for (int64_t k = 0; k < threads; k++) nets[k].training = set[SET_RATE] != 0;
     F = nets[0].n_features;
     net *n = nets;
     real *w = n->parameters, *m = (real *)job->state, *v = m + P;
     real rate = (real)set[SET_RATE];
     int64_t n_heads = job->n_head_rows * (F + 1);
-    int plain = threads == 1 && set[SET_OPTIMISER] == OPT_SGD && set[SET_CLIP] == 0;
+    int plain = threads == 1 && set[SET_OPTIMISER] == OPT_SGD && set[SET_CLIP] == 0 && !apart;
+    real shrink = (real)(1.0 - set[SET_RATE] * set[SET_ALPHA]);
     for (int64_t done = 0; done < job->n_order; done += batch) {
         int64_t b = job->n_order - done < batch ? job->n_order - done : batch;
         const int64_t *samples = job->order + done;
@@ -970,15 +1154,14 @@ static int NAME(network_train_)(const network_job *job) {
             NAME(network_forward_batch_)(n, b);
             value = NAME(heads_)(n, b, samples);
             if (!(fabs(value) < 1e300)) return 1;
-            if (set[SET_ALPHA] != 0) {
-                real shrink = (real)(1.0 - set[SET_RATE] * set[SET_ALPHA]);
-                for (int64_t i = 0; i < n_heads; i++) w[job->head_offset + i] *= shrink;
-            }
-            NAME(heads_update_)(n, b, samples, w + job->head_offset, -rate);
+            n->head_scale *= shrink;
+            if (!(fabs(n->head_scale) > 1e-3 && fabs(n->head_scale) < 1e3)) NAME(rescale_heads_)(n);
+            NAME(heads_update_)(n, b, samples, w + job->head_offset, -rate / n->head_scale);
             NAME(network_backward_)(n, b, 1, NULL, rate, set[SET_DECAY]);
             continue;
         }
-        value = threads == 1 ? NAME(gradient_)(n, b, samples, G) : NAME(gradient_of_all_)(nets, gradients, b, samples);
+        if (n->head_scale != 1) NAME(rescale_heads_)(n);
+        value = apart ? NAME(gradient_by_task_)(nets, gradients, &surgery, b, samples) : NAME(gradient_of_)(nets, gradients, b, b, samples);
         if (!(fabs(value) < 1e300)) return 1;
         if (last || set[SET_CLIP] != 0) {
             double total = 0;
@@ -1002,12 +1185,12 @@ static int NAME(network_train_)(const network_job *job) {
             const int64_t *row = n->layers[li].row;
             int64_t at = row[COL_OFFSET], weights = row[COL_N_WEIGHTS];
             real decay = row[COL_KIND] == LAYER_LAYERNORM ? 0 : (real)set[SET_DECAY];
-            NAME(step_)(set, weights, w + at, G + at, m + at, v + at, scale, decay, c1, c2);
+            NAME(step_of_all_)((int)threads, set, weights, w + at, G + at, m + at, v + at, scale, decay, c1, c2);
             at += weights;
             NAME(step_)(set, row[COL_N_BIAS], w + at, G + at, m + at, v + at, scale, 0, c1, c2);
         }
         int64_t at = job->head_offset;
-        NAME(step_)(set, n_heads, w + at, G + at, m + at, v + at, scale, (real)set[SET_ALPHA], c1, c2);
+        NAME(step_of_all_)((int)threads, set, n_heads, w + at, G + at, m + at, v + at, scale, (real)set[SET_ALPHA], c1, c2);
     }
     return 0;
 }

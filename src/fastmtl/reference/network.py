@@ -2,14 +2,15 @@
 
 ``layers`` is an int64 table, one row a layer, in an order in which every layer comes after those it
 reads. Columns: kind, activation, input layer (-1: none), second input (`Concat`; -1: none), n_in,
-n_out, offset of its parameters, number of weights, number of biases, and five sizes:
+n_out, offset of its parameters, number of weights, number of biases, and seven sizes:
 
 =========  ============  ===========================================  =====================
 kind       number        sizes                                        weights; biases
 =========  ============  ===========================================  =====================
 input      0             first column of X
 dense      1                                                          (n_in, n_out); n_out
-conv2d     2             height, width, channels, kernel, filters     (k, k, c, f); f
+conv2d     2             height, width, channels, kernel, filters,    (k, k, c, f); f
+                         stride, "same" padding?
 maxpool2d  3             height, width, channels, pool
 concat     4
 rnn        5             steps, features, units, whole sequences?     (d, u), (u, u); u
@@ -26,7 +27,8 @@ log loss, others are those of one point. Sample i is row ``sample_row[i]`` with 
 ``sample_start[i]:sample_start[i + 1]``; a batch's loss is the sum over its observations divided by
 its number of samples. ``settings``: optimiser (SGD, momentum, Nesterov, Adam), batch size, learning
 rate (0: gradients only), L2 on the heads, L2 on the trunk's weights, momentum or beta_1, beta_2,
-epsilon, norm at which gradients are clipped (0: never), steps done, seed, decoupled decay.
+epsilon, norm at which gradients are clipped (0: never), steps done, seed, decoupled decay, and
+whether the trunk's gradient is that of PCGrad (Yu et al., 2020) over the tasks of the batch.
 """
 
 import numpy as np
@@ -155,13 +157,20 @@ def _recurrent_backward(row, parameters, x, trace, grad, gradient):
     return dx.reshape(len(x), -1)
 
 
-def _windows(x, k):
+def _windows(x, k, stride):
     """(n, height, width, c) -> (n, ho, wo, k, k, c), a view."""
     view = np.lib.stride_tricks.sliding_window_view(x, (k, k), axis=(1, 2))
-    return np.moveaxis(view, 3, -1)
+    return np.moveaxis(view, 3, -1)[:, ::stride, ::stride]
 
 
-def _forward(layers, X, lengths, parameters, settings=None, step=0):
+def _padding(row):
+    """Rows and columns of zeros around an image: ((top, bottom), (left, right))."""
+    k, stride, same = row[12], row[14], row[15]
+    missing = [max(0, (-(-size // stride) - 1) * stride + k - size) for size in row[9:11]]
+    return [(m // 2, m - m // 2) if same else (0, 0) for m in missing]
+
+
+def _forward(layers, X, lengths, parameters, settings=None, step=0, only=-1):
     values, pres, caches = [], [], []
     for position, row in enumerate(layers):
         kind, activation = row[0], row[1]
@@ -175,8 +184,9 @@ def _forward(layers, X, lengths, parameters, settings=None, step=0):
         elif kind == 2:
             W, b = _blocks(row, parameters)
             h, w, c, k, f = row[9:14]
-            z = np.tensordot(_windows(x.reshape(n, h, w, c), k), W.reshape(k, k, c, f), 3) + b
-            z = z.reshape(n, -1)
+            padded = np.pad(x.reshape(n, h, w, c), [(0, 0), *_padding(row), (0, 0)])
+            cache = _windows(padded, k, row[14])
+            z = (np.tensordot(cache, W.reshape(k, k, c, f), 3) + b).reshape(n, -1)
         elif kind == 3:
             h, w, c, k = row[9:13]
             blocks = x.reshape(n, h, w, c)[:, : h // k * k, : w // k * k]
@@ -190,6 +200,7 @@ def _forward(layers, X, lengths, parameters, settings=None, step=0):
             cache = np.ones_like(x)
             if settings is not None:
                 key = int(settings[10]) * 0x9E3779B97F4A7C15 + step * 0xD1B54A32D192ED03 + position
+                key += (only + 1) << 32
                 key = _hash(np.array([key & MASK], np.uint64))
                 draw = np.arange(x.size, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
                 draw = (_hash(draw + key) >> np.uint64(32)).reshape(x.shape)
@@ -227,15 +238,17 @@ def _backward(layers, parameters, values, pres, caches, grad, gradient):
             below = g @ W.reshape(row[4], row[5]).T
         elif kind == 2:
             h, w, c, k, f = row[9:14]
-            g = g.reshape(n, h - k + 1, w - k + 1, f)
-            GW += np.tensordot(_windows(x.reshape(n, h, w, c), k), g, [[0, 1, 2]] * 2).ravel()
+            g = g.reshape(*cache.shape[:3], f)
+            GW += np.tensordot(cache, g, [[0, 1, 2]] * 2).ravel()
             Gb += g.sum((0, 1, 2))
-            below = np.zeros((n, h, w, c), x.dtype)
+            (top, bottom), (left, right) = _padding(row)
+            padded = np.zeros((n, top + h + bottom, left + w + right, c), x.dtype)
+            stride = row[14]
             for i in range(k):
                 for j in range(k):
-                    window = below[:, i : i + g.shape[1], j : j + g.shape[2]]
+                    window = padded[:, i::stride, j::stride][:, : g.shape[1], : g.shape[2]]
                     window += g @ W.reshape(k, k, c, f)[i, j].T
-            below = below.reshape(n, -1)
+            below = padded[:, top : top + h, left : left + w].reshape(n, -1)
         elif kind == 3:
             h, w, c, k = row[9:13]
             blocks = np.zeros((n, g.shape[1], k * k), g.dtype)
@@ -258,6 +271,20 @@ def _backward(layers, parameters, values, pres, caches, grad, gradient):
         else:
             below = _recurrent_backward(row, parameters, x, cache, g, gradient)
         grads[row[2]] = below
+
+
+def _project(gradients, key):
+    """The sum of the gradients, each less its parts that oppose another's, in a random order."""
+    m, total = len(gradients), np.zeros_like(gradients[0])
+    for i, gradient in enumerate(gradients):
+        draws = np.arange(i * m, (i + 1) * m, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        own = gradient.copy()
+        for j in np.argsort(_hash(draws + key), kind="stable"):
+            length = gradients[j] @ gradients[j]
+            if j != i and length > 0 and own @ gradients[j] < 0:
+                own -= own @ gradients[j] / length * gradients[j]
+        total += own
+    return total
 
 
 def _point_loss(code, y, p, parameter):
@@ -322,6 +349,7 @@ def network_train(
 ):
     optimiser, batch, rate, alpha, decay, mu, beta_2, epsilon, clip, step = settings[:10]
     optimiser, batch, step, decoupled = int(optimiser), int(batch), int(step), bool(settings[11])
+    surgery = bool(settings[12])
     lengths = lengths if len(lengths) else _full_lengths(layers, len(X))
     n_features = layers[-1, 5]
     cut = head_offset + n_head_rows * n_features
@@ -332,18 +360,20 @@ def network_train(
     for row in layers[layers[:, 0] != 9]:
         _blocks(row, decays)[0][:] = decay
 
-    for first in range(0, len(order), batch):
-        samples = order[first : first + batch]
+    def task_gradient(samples, total, only):
+        """Gradient of the losses of these samples' labels, of one task or (only -1) of all."""
         rows = sample_row[samples]
         draws = settings if rate else None
-        values, pres, caches = _forward(layers, X[rows], lengths[rows], parameters, draws, step)
-        features = values[-1]
+        forward = _forward(layers, X[rows], lengths[rows], parameters, draws, step, only)
+        features = forward[0][-1]
         grad = np.zeros_like(features)
         g_all = np.zeros_like(parameters)
         G, Gc = g_all[head_offset:cut].reshape(H.shape), g_all[cut : cut + n_head_rows]
         for i, sample in enumerate(samples):
             for ob in range(sample_start[sample], sample_start[sample + 1]):
                 t = task[ob]
+                if only not in (-1, t):
+                    continue
                 outputs = np.arange(head_start[t], head_start[t + 1])
                 mix, at = head_mix[outputs], head_row[outputs]
                 scores = (mix * (H[at] @ features[i] + c[at])).sum(1)
@@ -357,14 +387,31 @@ def network_train(
                     point = _point_loss(loss[t], target[ob], float(scores[0]), loss_parameter[t])
                     value, slope = point[0], np.array([point[1]])
                 if not np.isfinite(value):
-                    return 1
+                    return None
                 task_loss[t] += weight[ob] * value
-                slope = (slope * weight[ob] / len(samples)).astype(X.dtype)
+                slope = (slope * weight[ob] / total).astype(X.dtype)
                 pull = mix * slope[:, None]
                 grad[i] += np.tensordot(pull, H[at], 2)
                 np.add.at(G, at, pull[..., None] * features[i])
                 np.add.at(Gc, at, pull)
-        _backward(layers, parameters, values, pres, caches, grad, g_all)
+        _backward(layers, parameters, *forward, grad, g_all)
+        return g_all
+
+    for first in range(0, len(order), batch):
+        samples = order[first : first + batch]
+        groups = {-1: samples}
+        if surgery:
+            own = [set(task[sample_start[s] : sample_start[s + 1]].tolist()) for s in samples]
+            present = sorted(set().union(*own))
+            groups = {t: samples[[t in tasks for tasks in own]] for t in present}
+        gradients = [task_gradient(part, len(samples), t) for t, part in groups.items()]
+        if any(g is None for g in gradients):
+            return 1
+        g_all = np.sum(gradients, axis=0)
+        if surgery:
+            key = (int(settings[10]) + step * 0xD1B54A32D192ED03) & MASK
+            trunks = [g[:head_offset] for g in gradients]
+            g_all[:head_offset] = _project(trunks, _hash(np.array([key], np.uint64)))
         for position, row in enumerate(layers):
             layer_norms[position] = sum(
                 float((b.astype(float) ** 2).sum()) for b in _blocks(row, g_all)
