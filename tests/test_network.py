@@ -4,11 +4,13 @@ import pickle
 import signal
 import threading
 import time
+import warnings
+from itertools import pairwise
 
 import numpy as np
 import pytest
 from sklearn.base import clone
-from sklearn.exceptions import NotFittedError
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -34,6 +36,7 @@ from fastmtl.layers import (
     MaxPool2D,
     compile_trunk,
 )
+from fastmtl.reference import network as reference
 
 
 def small(**settings):
@@ -288,9 +291,163 @@ def test_divergence_is_said_and_the_earlier_fit_kept():
     model = small().fit(X, y, tasks=tasks)
     want = model.predict(X, tasks=tasks)
     model.set_params(learning_rate_init=1e6, solver="sgd")
-    with pytest.raises(FloatingPointError, match="lower learning_rate_init"):
+    with pytest.raises(FloatingPointError, match=r"(1\.dense|heads).*lower learning_rate_init"):
         model.fit(100 * X, y, tasks=tasks)
     np.testing.assert_array_equal(model.predict(X, tasks=tasks), want)
+
+
+@pytest.mark.parametrize("settings", [{}, {"batch_size": 1}, {"early_stopping": True}])
+@pytest.mark.parametrize("solver", ["sgd", "momentum", "nesterov", "adam", "adamw"])
+def test_no_solver_ever_leaves_weights_that_are_not_finite(solver, settings):
+    X, y, tasks = regression()
+    y = np.abs(y)
+    for rate in 10.0 ** np.arange(-1, 37, 6):
+        model = small(loss="poisson", solver=solver, learning_rate_init=rate, **settings)
+        model.set_params(activation="identity")
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                model.fit(1e3 * X, y, tasks=tasks)
+        except FloatingPointError as error:
+            assert "diverged in epoch" in str(error)
+            assert not hasattr(model, "_state")
+        else:
+            assert all(np.isfinite(part).all() for part in model.get_weights().values())
+
+
+def test_layers_that_get_no_gradient_are_named():
+    X, y, tasks = regression()
+    with pytest.warns(ConvergenceWarning, match=r"does not reach 1\.dense \("):
+        small(trunk=[Dense(4, "tanh"), Dense(4, "tanh")]).fit(1e5 * X, y, tasks=tasks)
+
+
+def task_gradients(model, X, Y):
+    """Of the trunk's weights, the gradient of each task's mean loss; by the reference."""
+    state, gradients = model._state, []
+    for t in range(Y.shape[1]):
+        gradient = np.zeros_like(state.parameters)
+        settings = np.zeros(13)
+        settings[1] = len(X)
+        reference.network_train(
+            layers=state.trunk.table,
+            X=X,
+            lengths=np.empty(0, np.int32),
+            sample_row=np.arange(len(X)),
+            sample_start=np.arange(len(X) + 1),
+            task=np.full(len(X), t, np.int32),
+            target=Y[:, t].copy(),
+            weight=np.ones(len(X)),
+            order=np.arange(len(X)),
+            head_start=state.head_start,
+            head_row=state.head_row,
+            head_mix=state.head_mix,
+            loss=np.zeros(Y.shape[1], np.int32),
+            loss_parameter=np.zeros(Y.shape[1]),
+            head_offset=state.trunk.n_parameters,
+            n_head_rows=state.n_head_rows,
+            max_outputs=Y.shape[1],
+            parameters=state.parameters.copy(),
+            state=state.moments,
+            gradient=gradient,
+            settings=settings,
+            layer_norms=np.zeros(len(state.trunk.table) + 1),
+            task_loss=np.zeros(Y.shape[1]),
+            n_threads=1,
+        )
+        gradients.append(gradient)
+    return gradients
+
+
+def several(n=200):
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(n, 3))
+    return X, np.column_stack([X[:, 0], -3 * X[:, 0] + X[:, 1], 10 * X[:, 2] ** 2])
+
+
+def test_gradnorm_makes_gradients_as_long_as_what_is_left_to_learn_asks():
+    X, Y = several()
+    settings = {"trunk": [Dense(8, "tanh"), Dense(5, "tanh")], "dtype": "float64", "alpha": 0.0}
+    start = small(**settings, learning_rate_init=1e-300, max_iter=1).fit(X, Y)
+    once = small(**settings, task_weight="gradnorm", max_iter=1).fit(X, Y)
+    twice = small(**settings, task_weight="gradnorm", max_iter=2).fit(X, Y)
+    error = [((network.predict(X) - Y) ** 2).mean(axis=0) for network in (start, once)]
+    for network, entry, left in zip((start, once), twice.history_, error / error[0]):
+        at, n_weights, n_biases = network._state.trunk.table[-1, 6:9]
+        last = slice(at, at + n_weights + n_biases)
+        lengths = [np.linalg.norm(g[last]) for g in task_gradients(network, X, Y)]
+        ratio = entry["task_weight"] * lengths / left**1.5
+        np.testing.assert_allclose(ratio, ratio.mean(), rtol=1e-6)
+        assert entry["task_weight"].sum() == pytest.approx(3)
+
+
+def test_a_step_of_pcgrad_is_the_sum_of_projected_gradients():
+    X, Y = several()
+    settings = {"trunk": [Dense(8, "tanh")], "coupling": "independent", "dtype": "float64"}
+    settings |= {"solver": "sgd", "alpha": 0.0, "batch_size": 200, "max_iter": 1}
+    Y = Y[:, :2] * [1, -1]  # two tasks, so that the order of projections is one
+    before = small(**settings, learning_rate_init=1e-300).fit(X, Y)
+    after = small(**settings, learning_rate_init=0.1, gradient_surgery="pcgrad").fit(X, Y)
+    trunk = slice(0, before._state.trunk.n_parameters)
+    gradients = task_gradients(before, X, Y)
+    a, b = (g[trunk] for g in gradients)
+    assert a @ b < -1e-3
+    step = sum(gradients)
+    step[trunk] -= a @ b / (b @ b) * b + a @ b / (a @ a) * a
+    want = before._state.parameters - 0.1 * step
+    np.testing.assert_allclose(after._state.parameters, want, atol=1e-12)
+
+
+def test_pcgrad_agrees_over_threads_and_forms():
+    X, y, tasks = regression()
+    settings = {"gradient_surgery": "pcgrad", "dtype": "float64", "hidden_layer_sizes": (16,)}
+    want = small(**settings).fit(X, y, tasks=tasks).predict(X, tasks=tasks)
+    got = small(**settings, n_threads=2).fit(X, y, tasks=tasks).predict(X, tasks=tasks)
+    np.testing.assert_allclose(got, want, atol=1e-10)
+    plain = small(dtype="float64", hidden_layer_sizes=(16,)).fit(X, y, tasks=tasks)
+    assert np.abs(plain.predict(X, tasks=tasks) - want).max() > 1e-4
+
+
+def test_learned_weights_are_half_the_inverse_of_each_tasks_loss():
+    X, Y = several()
+    history = small(task_weight="uncertainty", max_iter=4).fit(X, Y).history_
+    for before, entry in pairwise(history):
+        np.testing.assert_allclose(entry["task_weight"], 0.5 / before["task_loss"], rtol=1e-12)
+    # Poisson's loss can be negative; the weight is that of its excess over a perfect fit.
+    counts = np.random.default_rng(0).poisson(30, size=(200, 1)) + 0.0
+    history = small(task_weight="uncertainty", loss="poisson", max_iter=3).fit(X, counts).history_
+    perfect = (counts - counts * np.log(counts)).mean()
+    want = 0.5 / (history[0]["task_loss"] - perfect)
+    np.testing.assert_allclose(history[1]["task_weight"], want, rtol=1e-10)
+
+
+def test_balanced_weights_are_those_of_tasks_mean_losses():
+    X, y, tasks = regression()
+    keep = (tasks != 1) | (np.arange(120) % 3 == 0)
+    X, y, tasks = X[keep], y[keep], tasks[keep]
+    sizes = np.bincount(tasks)
+    by_hand = dict(enumerate(len(y) / (3 * sizes)))
+    fits = [small(task_weight=w).fit(X, y, tasks=tasks) for w in ("balanced", by_hand)]
+    np.testing.assert_array_equal(fits[0].coef_, fits[1].coef_)
+
+
+def test_early_stopping_with_learned_weights_looks_at_all_tasks_alike():
+    X, Y = several()
+    model = small(task_weight="uncertainty", early_stopping=True, max_iter=30).fit(X, Y)
+    for entry in model.history_:
+        want = np.log(entry["validation_task_loss"]).mean()
+        assert entry["validation_loss"] == pytest.approx(want)
+
+
+def test_delta_and_quantile_are_those_of_the_losses():
+    rng = np.random.default_rng(0)
+    X, y = np.ones((4000, 1)), rng.exponential(size=4000)
+    settings = {"trunk": [], "alpha": 0.0, "max_iter": 60, "learning_rate": "cosine"}
+    settings |= {"learning_rate_init": 0.02, "batch_size": 100, "coupling": "pooled"}
+    high = small(**settings, loss="quantile", quantile=0.9).fit(X, y)
+    assert high.predict(X[:1])[0] == pytest.approx(np.quantile(y, 0.9), abs=0.05)
+    huber = small(**settings, loss="huber", huber_delta=0.1).fit(X, y).predict(X[:1])[0]
+    assert np.clip(y - huber, -0.1, 0.1).mean() == pytest.approx(0, abs=0.003)
+    assert abs(huber - y.mean()) > 0.1
 
 
 def test_clipping_keeps_a_wild_rate_finite():
@@ -417,6 +574,11 @@ def test_ctrl_c_stops_within_a_second():
         ({"batch_size": 0}, "batch_size is 0"),
         ({"learning_rate_init": 0}, "learning_rate_init is 0"),
         ({"momentum": 1.0}, "momentum is 1"),
+        ({"huber_delta": 0}, "huber_delta is 0"),
+        ({"quantile": 1.0}, "quantile is 1"),
+        ({"gradient_surgery": "mgda"}, "gradient_surgery is 'mgda'"),
+        ({"task_weight": "learned"}, "task_weight is 'learned'"),
+        ({"task_weight": "gradnorm", "trunk": []}, "needs a trunk"),
         ({"alpha": np.nan}, "alpha is nan"),
         ({"dtype": "float16"}, "dtype is 'float16'"),
         ({"dtype": "single precision"}, "dtype is 'single precision'"),
@@ -465,6 +627,8 @@ def test_bad_data_is_refused_by_name():
         lambda: Dense(0),
         lambda: Dense(3, "softplus"),
         lambda: Conv2D(2.5),
+        lambda: Conv2D(2, stride=0),
+        lambda: Conv2D(2, padding="full"),
         lambda: Dropout(1.0),
         lambda: Concat([Dense(2)]),
         lambda: Concat(Dense(2), Dense(2)),

@@ -13,7 +13,7 @@ from sklearn.base import ClassifierMixin, RegressorMixin
 from sklearn.metrics import accuracy_score, r2_score
 from sklearn.utils.validation import check_is_fitted
 
-from fastmtl.estimators import in_form, score_in_form
+from fastmtl.estimators import check_number, in_form, score_in_form
 from fastmtl.linear import MultiTaskSGDClassifier
 from fastmtl.network_base import NetworkBase
 from fastmtl.network_training import LOSSES, SOFTMAX
@@ -22,7 +22,17 @@ from fastmtl.observations import Classes, encode_classes, query
 __all__ = ["MultiTaskNetwork", "MultiTaskNetworkClassifier", "MultiTaskNetworkRegressor"]
 
 
-class MultiTaskNetworkRegressor(RegressorMixin, NetworkBase):
+class _WithLosses(NetworkBase):
+    def _check_loss(self):
+        self._check_loss_words()
+        check_number(self, "huber_delta", low=0.0, open_low=True)
+        check_number(self, "quantile", low=0.0, high=1.0, open_low=True)
+
+    def _loss_parameters(self, codes):
+        return np.where(codes == LOSSES["quantile"], self.quantile, self.huber_delta).astype(float)
+
+
+class MultiTaskNetworkRegressor(RegressorMixin, _WithLosses):
     """Regression on many related tasks by a network with a shared trunk and a head per task.
 
     Task t predicts ``w_t · f(x) + b_t`` with f the trunk's features and
@@ -35,8 +45,12 @@ class MultiTaskNetworkRegressor(RegressorMixin, NetworkBase):
     Parameters
     ----------
     loss : {"squared_error", "huber", "quantile", "poisson"}, default="squared_error"
-        ``½(y−p)²``; quadratic within 1 and linear beyond; the median's; or with a log link, where
-        `predict` returns rates.
+        ``½(y−p)²``; quadratic within `huber_delta` and linear beyond; the pinball loss of
+        `quantile`; or with a log link, where `predict` returns rates.
+    huber_delta : float, default=1.0
+        In units of y, positive.
+    quantile : float, default=0.5
+        In (0, 1).
     trunk : list of layers or None, default=None
         Layers of ``fastmtl.layers``. None stands for dense layers of `hidden_layer_sizes`.
     hidden_layer_sizes : tuple of int or int, default=(64, 32)
@@ -66,13 +80,20 @@ class MultiTaskNetworkRegressor(RegressorMixin, NetworkBase):
         Of Adam.
     clip_norm : float or None, default=None
         Gradients longer than this are shortened to it.
-    task_weight : None, "balanced", "uncertainty", dict or array-like, default=None
-        Weights of the tasks' summed losses. ``"balanced"`` weighs their means alike;
-        ``"uncertainty"`` learns them [3]_: before each epoch a task's weight is set to the exact
-        minimiser of ``exp(-s) L + ½ s``, half the inverse of its mean loss L of the epoch before.
+    gradient_surgery : None or "pcgrad", default=None
+        ``"pcgrad"`` takes from each task's gradient of the trunk what opposes another's [4]_, at
+        the price of a pass for each task in a batch.
+    task_weight : None, "balanced", "uncertainty", "gradnorm", dict or array-like, default=None
+        Weights of the tasks' summed losses. ``"balanced"`` weighs their means alike. Two are
+        learned, set anew before each epoch: ``"uncertainty"`` [3]_ takes the exact minimiser of
+        ``exp(-s) L + ½ s``, half the inverse of a task's mean loss L of the epoch before;
+        ``"gradnorm"`` [5]_ the weights at which the lengths of the tasks' gradients, in the last
+        shared layer, are proportional to ``r**1.5``, where r is the share of its first loss that a
+        task still has.
     early_stopping : bool, default=False
         Keep `validation_fraction` of the rows aside, stop when their loss has not improved by
-        `tol` for `n_iter_no_change` epochs, and return to the best epoch's weights.
+        `tol` for `n_iter_no_change` epochs, and return to the best epoch's weights. With learned
+        task weights that loss is the mean of the logarithms of the tasks' mean losses.
     validation_fraction : float, default=0.1
     n_iter_no_change : int, default=10
     tol : float, default=1e-4
@@ -104,8 +125,8 @@ class MultiTaskNetworkRegressor(RegressorMixin, NetworkBase):
     history_ : list of dict
         Of each epoch: ``loss`` (weighted sum over the labels, divided by the rows), ``task_loss``
         (means by task), ``gradient_norms`` (by layer, then the heads; of the last batch),
-        ``learning_rate``, ``seconds``, and with early stopping ``validation_loss`` and
-        ``validation_task_loss``.
+        ``learning_rate``, ``seconds``; with early stopping ``validation_loss`` and
+        ``validation_task_loss``; and ``task_weight`` where it is learned.
 
     References
     ----------
@@ -113,6 +134,9 @@ class MultiTaskNetworkRegressor(RegressorMixin, NetworkBase):
     .. [2] I. Loshchilov and F. Hutter, "Decoupled weight decay regularization", ICLR 2019.
     .. [3] A. Kendall, Y. Gal and R. Cipolla, "Multi-task learning using uncertainty to weigh
        losses for scene geometry and semantics", CVPR 2018.
+    .. [4] T. Yu et al., "Gradient surgery for multi-task learning", NeurIPS 2020.
+    .. [5] Z. Chen et al., "GradNorm: gradient normalization for adaptive loss balancing in deep
+       multitask networks", ICML 2018.
 
     Examples
     --------
@@ -135,6 +159,8 @@ class MultiTaskNetworkRegressor(RegressorMixin, NetworkBase):
         self,
         *,
         loss="squared_error",
+        huber_delta=1.0,
+        quantile=0.5,
         trunk=None,
         hidden_layer_sizes=(64, 32),
         activation="relu",
@@ -151,6 +177,7 @@ class MultiTaskNetworkRegressor(RegressorMixin, NetworkBase):
         beta_2=0.999,
         epsilon=1e-8,
         clip_norm=None,
+        gradient_surgery=None,
         task_weight=None,
         early_stopping=False,
         validation_fraction=0.1,
@@ -181,6 +208,7 @@ class MultiTaskNetworkRegressor(RegressorMixin, NetworkBase):
             beta_2=beta_2,
             epsilon=epsilon,
             clip_norm=clip_norm,
+            gradient_surgery=gradient_surgery,
             task_weight=task_weight,
             early_stopping=early_stopping,
             validation_fraction=validation_fraction,
@@ -195,6 +223,8 @@ class MultiTaskNetworkRegressor(RegressorMixin, NetworkBase):
             verbose=verbose,
         )
         self.loss = loss
+        self.huber_delta = huber_delta
+        self.quantile = quantile
 
     def _encode(self, observations, known=None):
         if self.loss == "poisson" and observations.target.min() < 0:
@@ -274,7 +304,7 @@ class MultiTaskNetworkClassifier(ClassifierMixin, NetworkBase):
         How heads share, and the penalties.
     solver, learning_rate_init, learning_rate, batch_size, max_iter
         The optimiser.
-    momentum, beta_1, beta_2, epsilon, clip_norm
+    momentum, beta_1, beta_2, epsilon, clip_norm, gradient_surgery
         Its details.
     task_weight, early_stopping, validation_fraction, n_iter_no_change, tol
         Weights of the tasks, and when to stop.
@@ -416,7 +446,7 @@ class MultiTaskNetworkClassifier(ClassifierMixin, NetworkBase):
         return score_in_form(accuracy_score, y, predicted, sample_weight)
 
 
-class MultiTaskNetwork(NetworkBase):
+class MultiTaskNetwork(_WithLosses):
     """Regression and classification tasks in one network, with a loss for each task.
 
     Trunk, heads and training are those of :class:`MultiTaskNetworkRegressor`. A task with
@@ -428,13 +458,15 @@ class MultiTaskNetwork(NetworkBase):
     loss : str, list of str or dict, default="squared_error"
         ``"squared_error"``, ``"huber"``, ``"quantile"``, ``"poisson"`` or ``"log_loss"``: one for
         all tasks, one for each in the order of ``tasks_``, or by task label.
+    huber_delta, quantile
+        Of the losses of those names.
     trunk, hidden_layer_sizes, activation
         The layers; see :class:`MultiTaskNetworkRegressor`.
     coupling, alpha, weight_decay
         How heads share, and the penalties. The default coupling is ``"independent"`` here.
     solver, learning_rate_init, learning_rate, batch_size, max_iter
         The optimiser.
-    momentum, beta_1, beta_2, epsilon, clip_norm
+    momentum, beta_1, beta_2, epsilon, clip_norm, gradient_surgery
         Its details.
     task_weight, early_stopping, validation_fraction, n_iter_no_change, tol
         Weights of the tasks, and when to stop; ``"uncertainty"`` balances unlike losses.
@@ -467,6 +499,8 @@ class MultiTaskNetwork(NetworkBase):
         self,
         *,
         loss="squared_error",
+        huber_delta=1.0,
+        quantile=0.5,
         trunk=None,
         hidden_layer_sizes=(64, 32),
         activation="relu",
@@ -483,6 +517,7 @@ class MultiTaskNetwork(NetworkBase):
         beta_2=0.999,
         epsilon=1e-8,
         clip_norm=None,
+        gradient_surgery=None,
         task_weight=None,
         early_stopping=False,
         validation_fraction=0.1,
@@ -513,6 +548,7 @@ class MultiTaskNetwork(NetworkBase):
             beta_2=beta_2,
             epsilon=epsilon,
             clip_norm=clip_norm,
+            gradient_surgery=gradient_surgery,
             task_weight=task_weight,
             early_stopping=early_stopping,
             validation_fraction=validation_fraction,
@@ -527,8 +563,10 @@ class MultiTaskNetwork(NetworkBase):
             verbose=verbose,
         )
         self.loss = loss
+        self.huber_delta = huber_delta
+        self.quantile = quantile
 
-    def _check_loss(self):
+    def _check_loss_words(self):
         given = self.loss
         if isinstance(given, str):
             words = [given]

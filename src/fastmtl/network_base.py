@@ -16,6 +16,7 @@ from fastmtl.coupling import resolve_coupling
 from fastmtl.estimators import check_number, check_word, rowwise_scores, task_weights
 from fastmtl.layers import Dense
 from fastmtl.network_training import (
+    LEARNED,
     LOSSES,
     OPTIMISERS,
     PREDICT_BATCH,
@@ -48,6 +49,7 @@ class NetworkBase(TransformerMixin, BaseEstimator):
         beta_2=0.999,
         epsilon=1e-8,
         clip_norm=None,
+        gradient_surgery=None,
         task_weight=None,
         early_stopping=False,
         validation_fraction=0.1,
@@ -77,6 +79,7 @@ class NetworkBase(TransformerMixin, BaseEstimator):
         self.beta_2 = beta_2
         self.epsilon = epsilon
         self.clip_norm = clip_norm
+        self.gradient_surgery = gradient_surgery
         self.task_weight = task_weight
         self.early_stopping = early_stopping
         self.validation_fraction = validation_fraction
@@ -154,10 +157,8 @@ class NetworkBase(TransformerMixin, BaseEstimator):
         seed = check_random_state(self.random_state)
         rng = np.random.default_rng(seed.randint(2**31))
         state, factors = start(self, observations, classes, shapes, previous, rng)
-        task_weight = self.task_weight
-        if isinstance(task_weight, str) and task_weight == "uncertainty":
-            weights = np.ones(observations.n_tasks)
-        else:
+        weights = self.task_weight
+        if not (isinstance(weights, str) and weights in LEARNED):
             weights = task_weights(self, observations)
         history = train(self, observations, classes, state, weights, rng, max_iter, has_lengths)
         self._state, self._classes, self._has_lengths = state, classes, has_lengths
@@ -177,6 +178,9 @@ class NetworkBase(TransformerMixin, BaseEstimator):
         code = LOSSES[self.loss] if classes.binary else SOFTMAX
         return np.full(observations.n_tasks, code, dtype=np.int32)
 
+    def _loss_parameters(self, codes):
+        return np.zeros(len(codes))
+
     def _check_settings(self):
         for name in ("alpha", "weight_decay", "tol"):
             check_number(self, name, low=0.0)
@@ -193,6 +197,8 @@ class NetworkBase(TransformerMixin, BaseEstimator):
         self._check_loss()
         check_word(self, "solver", tuple(OPTIMISERS))
         check_word(self, "unseen_tasks", ("shared", "error"))
+        if self.gradient_surgery is not None:
+            check_word(self, "gradient_surgery", ("pcgrad",))
         if not callable(self.learning_rate):
             check_word(self, "learning_rate", ("constant", "cosine", "invscaling"))
         try:
@@ -205,6 +211,9 @@ class NetworkBase(TransformerMixin, BaseEstimator):
         resolve_threads(self.n_threads)
 
     def _check_loss(self):
+        self._check_loss_words()
+
+    def _check_loss_words(self):
         check_word(self, "loss", self._losses)
 
     def _layers(self):

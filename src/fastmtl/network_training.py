@@ -11,6 +11,7 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import special
 from sklearn.exceptions import ConvergenceWarning
 
 from fastmtl._core import network as core
@@ -156,144 +157,283 @@ def split_lengths(X, state, has_lengths):
     return np.ascontiguousarray(X, dtype=state.parameters.dtype), lengths
 
 
-def train(model, observations, classes, state, task_weight, rng, max_iter, has_lengths):
-    """Run epochs on `state` in place; return the history."""
-    by_row = np.argsort(observations.row, kind="stable")
-    row, task = observations.row[by_row], np.ascontiguousarray(observations.task[by_row])
-    target = np.ascontiguousarray(classes.code[by_row], dtype=np.float64)
-    sample_weight = observations.weight[by_row]
-    sample_row, first = np.unique(row, return_index=True)
-    sample_start = np.append(first, len(row)).astype(np.int64)
-    n, n_tasks = len(sample_row), observations.n_tasks
-    X, lengths = split_lengths(observations.X, state, has_lengths)
-    trunk, _dtype = state.trunk, state.parameters.dtype
-    codes = model._loss_codes(observations, classes)
-    widths = np.diff(state.head_start)[task]
-    fixed = {
-        "layers": trunk.table,
-        "X": X,
-        "lengths": lengths,
-        "sample_row": sample_row.astype(np.int64),
-        "sample_start": sample_start,
-        "task": task,
-        "target": target,
-        "head_start": state.head_start,
-        "head_row": state.head_row,
-        "head_mix": state.head_mix,
-        "loss": codes,
-        "loss_parameter": np.where(codes == LOSSES["quantile"], 0.5, 1.0),
-        "head_offset": trunk.n_parameters,
-        "n_head_rows": state.n_head_rows,
-        "max_outputs": int(np.add.reduceat(widths, sample_start[:-1]).max()),
-        "gradient": np.zeros_like(state.parameters),
-        "n_threads": resolve_threads(model.n_threads),
-    }
-    training, held_out = np.arange(n), None
-    if model.early_stopping:
-        shuffled = rng.permutation(n)
-        n_held = max(1, round(model.validation_fraction * n))
-        if n_held >= n:
-            raise ValueError(
-                f"validation_fraction is {model.validation_fraction}, which leaves no row of {n} "
-                "to train on; lower it"
-            )
-        held_out, training = np.sort(shuffled[:n_held]), np.sort(shuffled[n_held:])
-    optimiser = OPTIMISERS[model.solver]
-    batch = min(model.batch_size, len(training))
-    settings = np.zeros(13)
-    settings[0], settings[1] = optimiser, batch
-    settings[3], settings[4] = model.alpha, model.weight_decay
-    settings[5] = model.beta_1 if optimiser == 3 else model.momentum
-    settings[6], settings[7] = model.beta_2, model.epsilon
-    settings[8] = model.clip_norm or 0.0
-    settings[10] = rng.integers(2**31)
-    settings[11] = model.solver == "adamw"
-    rows_per_call = max(1, WORK_PER_CALL // (3 * trunk.work * batch)) * batch
-    count = _task_counts(task, sample_weight, sample_start, training, n_tasks)
-    uncertain = isinstance(model.task_weight, str) and model.task_weight == "uncertainty"
+class Training:
+    """Observations and settings as the core takes them, and passes of the core over them."""
 
-    norms = np.zeros(len(trunk.table) + 1)
-    history, best, best_parameters, waited = [], np.inf, None, 0
+    def __init__(self, model, observations, classes, state, rng, has_lengths):
+        by_row = np.argsort(observations.row, kind="stable")
+        row = observations.row[by_row]
+        sample_row, first = np.unique(row, return_index=True)
+        self.model, self.state = model, state
+        self.task = np.ascontiguousarray(observations.task[by_row])
+        self.target = np.ascontiguousarray(classes.code[by_row], dtype=np.float64)
+        self.weight = observations.weight[by_row]
+        self.start = np.append(first, len(row)).astype(np.int64)
+        self.n_tasks = observations.n_tasks
+        self.training, self.held_out = _hold_out(model, len(sample_row), rng)
+        self.norms = np.zeros(len(state.trunk.table) + 1)
+        X, lengths = split_lengths(observations.X, state, has_lengths)
+        codes = model._loss_codes(observations, classes)
+        self.poisson = codes == LOSSES["poisson"]
+        widths = np.diff(state.head_start)[self.task]
+        self.fixed = {
+            "layers": state.trunk.table,
+            "X": X,
+            "lengths": lengths,
+            "sample_row": sample_row.astype(np.int64),
+            "sample_start": self.start,
+            "task": self.task,
+            "target": self.target,
+            "head_start": state.head_start,
+            "head_row": state.head_row,
+            "head_mix": state.head_mix,
+            "loss": codes,
+            "loss_parameter": model._loss_parameters(codes),
+            "head_offset": state.trunk.n_parameters,
+            "n_head_rows": state.n_head_rows,
+            "max_outputs": int(np.add.reduceat(widths, self.start[:-1]).max()),
+            "gradient": np.zeros_like(state.parameters),
+            "n_threads": resolve_threads(model.n_threads),
+        }
+        self.settings = self._settings(rng)
+        batch = int(self.settings[1])
+        self.rows_per_call = max(1, WORK_PER_CALL // (3 * state.trunk.work * batch)) * batch
+
+    def _settings(self, rng):
+        model, optimiser = self.model, OPTIMISERS[self.model.solver]
+        settings = np.zeros(13)
+        settings[0], settings[1] = optimiser, min(model.batch_size, len(self.training))
+        settings[3], settings[4] = model.alpha, model.weight_decay
+        settings[5] = model.beta_1 if optimiser == 3 else model.momentum
+        settings[6], settings[7] = model.beta_2, model.epsilon
+        settings[8] = model.clip_norm or 0.0
+        settings[10] = rng.integers(2**31)
+        settings[11] = model.solver == "adamw"
+        settings[12] = model.gradient_surgery == "pcgrad"
+        return settings
+
+    def _call(self, samples, weight, settings, task_loss):
+        return core.network_train(
+            order=samples,
+            weight=weight,
+            parameters=self.state.parameters,
+            state=self.state.moments,
+            settings=settings,
+            layer_norms=self.norms,
+            task_loss=task_loss,
+            **self.fixed,
+        )
+
+    def epoch(self, order, weight, rate):
+        """Train on the samples of `order`; return each task's summed loss, or None: diverged."""
+        task_loss = np.zeros(self.n_tasks)
+        self.settings[2] = rate
+        for begin in range(0, len(order), self.rows_per_call):
+            part = order[begin : begin + self.rows_per_call]
+            self.settings[9] = self.state.steps
+            status = self._call(part, weight, self.settings, task_loss)
+            if status or not np.isfinite(self.state.parameters).all():
+                return None
+            self.state.steps += -(-len(part) // int(self.settings[1]))
+        return task_loss
+
+    def look(self, samples, weight, rate=-1.0):
+        """Each task's summed loss (with rate 0 the gradients too), or None: not finite."""
+        settings, task_loss = self.settings.copy(), np.zeros(self.n_tasks)
+        settings[1], settings[2], settings[12] = min(PREDICT_BATCH, len(samples)), rate, 0
+        return None if self._call(samples, weight, settings, task_loss) else task_loss
+
+    def task_counts(self, samples):
+        """Summed weights of the labels of each task among the samples."""
+        chosen = np.zeros(len(self.start) - 1)
+        chosen[samples] = 1
+        labels = np.repeat(chosen, np.diff(self.start))
+        return np.bincount(self.task, self.weight * labels, self.n_tasks)
+
+    def least_losses(self):
+        """The loss of a perfect fit, which only Poisson's is not 0 for."""
+        y = self.target
+        own = np.where(self.poisson[self.task], y - special.xlogy(y, np.abs(y)), 0.0)
+        counts = np.bincount(self.task, self.weight, self.n_tasks)
+        return np.bincount(self.task, self.weight * own, self.n_tasks) / np.maximum(counts, 1e-300)
+
+
+def _hold_out(model, n, rng):
+    """Samples to train on, and those kept aside (None without early stopping)."""
+    if not model.early_stopping:
+        return np.arange(n), None
+    shuffled = rng.permutation(n)
+    n_held = max(1, round(model.validation_fraction * n))
+    if n_held >= n:
+        raise ValueError(
+            f"validation_fraction is {model.validation_fraction}, which leaves no row of {n} "
+            "to train on; lower it"
+        )
+    return np.sort(shuffled[n_held:]), np.sort(shuffled[:n_held])
+
+
+class _FixedWeights:
+    def __init__(self, weights):
+        self.weights = weights
+
+    def before(self, history):
+        return self.weights
+
+    def validation_loss(self, task_loss, counts, n):
+        return float(self.weights @ task_loss) / n
+
+
+class _LearnedWeights:
+    """Task weights set anew before each epoch; validation then looks at every task's loss alike."""
+
+    def __init__(self, problem, rng):
+        self.problem = problem
+        self.least = problem.least_losses()
+
+    def excess(self, mean_loss):
+        return np.maximum(mean_loss - self.least, 1e-6)
+
+    def validation_loss(self, task_loss, counts, n):
+        some = counts > 0
+        return float(np.log(self.excess(task_loss / np.maximum(counts, 1e-300)))[some].mean())
+
+
+class _Uncertainty(_LearnedWeights):
+    """The exact minimiser of exp(-s) L + s / 2 for each task (Kendall et al., 2018)."""
+
+    def before(self, history):
+        if not history:
+            return np.ones(self.problem.n_tasks)
+        return 0.5 / self.excess(history[-1]["task_loss"])
+
+
+class _GradNorm(_LearnedWeights):
+    """The fixed point of GradNorm (Chen et al., 2018): w_t |g_t| proportional to r_t^1.5.
+
+    g_t is the gradient of task t's part of the objective in the weights of the last shared layer,
+    and r_t how much of its first loss is left; both on some of the task's rows, always the same.
+    """
+
+    RESTORING_FORCE, ROWS = 1.5, 256
+
+    def __init__(self, problem, rng):
+        super().__init__(problem, rng)
+        lines = np.flatnonzero(problem.state.trunk.table[:, 7] > 0)
+        if not len(lines):
+            raise ValueError("task_weight='gradnorm' needs a trunk that has weights")
+        self.line = lines[-1]
+        self.share = problem.task_counts(problem.training) / len(problem.training)
+        owner = np.repeat(np.arange(len(problem.start) - 1), np.diff(problem.start))
+        trained = np.isin(owner, problem.training)
+        self.labels = []
+        for t in range(problem.n_tasks):
+            own = np.flatnonzero((problem.task == t) & trained & (problem.weight > 0))
+            some = np.sort(rng.permutation(own)[: self.ROWS])
+            self.labels.append((some, owner[some]))
+        self.first = None
+
+    def before(self, history):
+        problem = self.problem
+        length, loss = np.zeros(problem.n_tasks), np.ones(problem.n_tasks)
+        weight = np.zeros_like(problem.weight)
+        for t, (labels, samples) in enumerate(self.labels):
+            if not len(labels):
+                continue
+            weight[labels] = problem.weight[labels] / problem.weight[labels].sum()
+            losses = problem.look(samples, weight, rate=0.0)
+            weight[labels] = 0
+            if losses is None:
+                return np.ones(problem.n_tasks)  # the epoch will say that training diverged
+            loss[t] = losses[t]
+            length[t] = np.sqrt(problem.norms[self.line]) * len(samples) * self.share[t]
+        excess = self.excess(loss)
+        if self.first is None:
+            self.first = excess
+        left = excess / self.first
+        weights = (left / left.mean()) ** self.RESTORING_FORCE
+        weights /= np.maximum(length, 1e-3 * max(length.max(), 1e-300))
+        return weights * problem.n_tasks / weights.sum()
+
+
+LEARNED = {"uncertainty": _Uncertainty, "gradnorm": _GradNorm}
+
+
+def train(model, observations, classes, state, task_weight, rng, max_iter, has_lengths):
+    """Run epochs on `state` in place; return the history.
+
+    `task_weight` is an array, or a word of `LEARNED`.
+    """
+    problem = Training(model, observations, classes, state, rng, has_lengths)
+    learned = isinstance(task_weight, str)
+    weighing = LEARNED[task_weight](problem, rng) if learned else _FixedWeights(task_weight)
+    counts = problem.task_counts(problem.training)
+    best = _Best(model, problem, weighing)
+    history = []
     bar = progress(max_iter) if model.verbose else None
     try:
         for epoch in range(max_iter):
             started = time.perf_counter()
-            rate = settings[2] = _rate(model, epoch, max_iter)
-            weight = sample_weight * task_weight[task]
-            order = training[rng.permutation(len(training))]
-            task_loss = np.zeros(n_tasks)
-            for begin in range(0, len(order), rows_per_call):
-                part = order[begin : begin + rows_per_call]
-                settings[9] = state.steps
-                status = core.network_train(
-                    order=part,
-                    weight=weight,
-                    parameters=state.parameters,
-                    state=state.moments,
-                    settings=settings,
-                    layer_norms=norms,
-                    task_loss=task_loss,
-                    **fixed,
-                )
-                if status or not np.isfinite(state.parameters).all():
-                    raise FloatingPointError(_diverged(model, trunk, norms, epoch))
-                state.steps += -(-len(part) // batch)
-            gradient_norms = np.sqrt(norms)
-            mean_loss = task_loss / np.maximum(task_weight * count, 1e-300)
+            rate = _rate(model, epoch, max_iter)
+            sizes = _sizes(state)
+            weights = weighing.before(history)
+            order = problem.training[rng.permutation(len(problem.training))]
+            loss = problem.epoch(order, problem.weight * weights[problem.task], rate)
+            last = order[-int(problem.settings[1]) :]
+            if loss is None or problem.look(last, problem.weight) is None:
+                raise FloatingPointError(_diverged(model, state, sizes, epoch))
             entry = {
-                "loss": float(task_loss.sum() / len(training)),
-                "task_loss": mean_loss,
-                "gradient_norms": gradient_norms,
+                "loss": float(loss.sum() / len(order)),
+                "task_loss": loss / np.maximum(weights * counts, 1e-300),
+                "gradient_norms": np.sqrt(problem.norms),
                 "learning_rate": float(rate),
             }
-            if uncertain:
-                task_weight = 0.5 / np.maximum(mean_loss, 1e-6)
-            if held_out is not None:
-                checking = settings.copy()
-                checking[1], checking[2] = min(PREDICT_BATCH, len(held_out)), 0.0
-                held_loss = np.zeros(n_tasks)
-                core.network_train(
-                    order=held_out,
-                    weight=weight,
-                    parameters=state.parameters,
-                    state=state.moments,
-                    settings=checking,
-                    layer_norms=np.zeros_like(norms),
-                    task_loss=held_loss,
-                    **fixed,
-                )
-                entry["validation_loss"] = float(held_loss.sum() / len(held_out))
-                held_count = _task_counts(task, weight, sample_start, held_out, n_tasks)
-                with np.errstate(invalid="ignore"):
-                    entry["validation_task_loss"] = held_loss / held_count
+            if learned:
+                entry["task_weight"] = weights
+            done = best.look(entry)
             entry["seconds"] = time.perf_counter() - started
             history.append(entry)
             if bar is not None:
                 bar.update()
                 bar.set_postfix(loss=f"{entry['loss']:.4g}")
-            if held_out is not None:
-                if entry["validation_loss"] < best - model.tol:
-                    waited = 0
-                else:
-                    waited += 1
-                if entry["validation_loss"] < best:
-                    best, best_parameters = entry["validation_loss"], state.parameters.copy()
-                if waited >= model.n_iter_no_change:
-                    break
+            if done:
+                break
     finally:
         if bar is not None:
             bar.close()
-    if best_parameters is not None:
-        state.parameters[...] = best_parameters
-    _warn_if_vanished(trunk, history[-1]["gradient_norms"])
+    best.restore()
+    _warn_if_vanished(state.trunk, history)
     return history
 
 
-def _task_counts(task, weight, sample_start, samples, n_tasks):
-    """Summed weights of the labels of each task among the samples."""
-    chosen = np.zeros(len(sample_start) - 1)
-    chosen[samples] = 1
-    return np.bincount(task, weight * np.repeat(chosen, np.diff(sample_start)), n_tasks)
+class _Best:
+    """Early stopping: the validation loss of each epoch, and the weights of the best."""
+
+    def __init__(self, model, problem, weighing):
+        self.model, self.problem, self.weighing = model, problem, weighing
+        self.loss, self.parameters, self.waited = np.inf, None, 0
+        if problem.held_out is not None:
+            self.counts = problem.task_counts(problem.held_out)
+
+    def look(self, entry):
+        """Add the validation losses to the epoch's entry; return whether to stop."""
+        problem = self.problem
+        if problem.held_out is None:
+            return False
+        task_loss = problem.look(problem.held_out, problem.weight)
+        if task_loss is None:  # an overflow on rows not trained on: as bad as can be
+            task_loss = np.full(problem.n_tasks, np.inf)
+        loss = self.weighing.validation_loss(task_loss, self.counts, len(problem.held_out))
+        with np.errstate(invalid="ignore"):
+            entry["validation_task_loss"] = task_loss / self.counts
+        entry["validation_loss"] = loss
+        self.waited = 0 if loss < self.loss - self.model.tol else self.waited + 1
+        if loss < self.loss:
+            self.loss, self.parameters = loss, problem.state.parameters.copy()
+        return self.waited >= self.model.n_iter_no_change
+
+    def restore(self):
+        if self.parameters is not None:
+            self.problem.state.parameters[...] = self.parameters
 
 
 def _rate(model, epoch, max_iter):
@@ -310,20 +450,48 @@ def _rate(model, epoch, max_iter):
     return first
 
 
-def _diverged(model, trunk, norms, epoch):
+# -- what goes wrong -----------------------------------------------------------------------------
+
+
+def _layers(trunk):
+    """The lines of the table that have weights, and the names of their layers."""
+    lines = np.flatnonzero(trunk.table[:, 7] > 0)
+    return lines, [f"{line}.{type(trunk.layers[line]).__name__.lower()}" for line in lines]
+
+
+def _sizes(state):
+    """The length of each layer's parameters, and of the heads'."""
+    cuts = [state.trunk.table[line, 6] for line in _layers(state.trunk)[0]]
+    parts = np.split(state.parameters, [*cuts[1:], state.trunk.n_parameters] if cuts else [0])
+    with np.errstate(over="ignore"):
+        sizes = np.array([np.linalg.norm(part.astype(np.float64)) for part in parts])
+    return sizes if cuts else sizes[1:]
+
+
+def _diverged(model, state, before, epoch):
+    after, names = _sizes(state), [*_layers(state.trunk)[1], "heads"]
+    lost = [name for name, size in zip(names, after) if not np.isfinite(size)]
+    if lost:
+        where = f"the weights of {', '.join(lost)} are no longer finite"
+    else:
+        k = int(np.argmax(after / np.maximum(before, 1e-300)))
+        where = f"the weights of {names[k]} went from length {before[k]:.3g} to {after[k]:.3g}"
     remedies = [f"lower learning_rate_init (now {model.learning_rate_init:g})"]
     if model.clip_norm is None:
         remedies.append("set clip_norm, for example to 1.0")
     remedies.append("standardise X and y")
-    return f"training diverged in epoch {epoch + 1}: {', or '.join(remedies)}"
+    return f"training diverged in epoch {epoch + 1}: {where}; {', or '.join(remedies)}"
 
 
-def _warn_if_vanished(trunk, norms):
-    lines = np.flatnonzero(trunk.table[:, 7] > 0)
-    if len(lines) and norms[-1] > 0 and norms[lines].max() < 1e-9 * norms[-1]:
+def _warn_if_vanished(trunk, history):
+    lines, names = _layers(trunk)
+    norms = np.array([entry["gradient_norms"] for entry in history[-3:]])
+    without = (norms[:, lines] < 1e-7 * norms[:, -1:]).all(axis=0)
+    if without.any():
         warnings.warn(
-            "the gradient does not reach the trunk (it vanished on the way, or all its units are "
-            "inactive); lower learning_rate_init, use activation='leaky_relu' or add LayerNorm()",
+            f"the gradient does not reach {', '.join(np.array(names)[without])} (it vanished on "
+            "the way, or all units above are inactive); lower learning_rate_init, use "
+            "activation='leaky_relu' or add LayerNorm()",
             ConvergenceWarning,
-            stacklevel=4,
+            stacklevel=5,
         )

@@ -160,6 +160,7 @@ def train_cases(rng, dtype):
     yield train_case(rng, dtype, rows, False, 3, 3, rate=0.003, alpha=0.1)
     yield train_case(rng, dtype, rows, False, 3, 3, rate=0.003, alpha=0.1, decay=0.3, decoupled=1)
     yield train_case(rng, dtype, rows, False, 0, 4, rate=0)
+    yield train_case(rng, dtype, rows, False, 0, 4, rate=-1, alpha=0.1)
     for alpha in (30.0, 100.0, 120.0):  # the heads shrink by 0.7, to nothing, and past it
         yield train_case(rng, dtype, rows, False, 0, 1, alpha=alpha)
 

@@ -937,12 +937,13 @@ static double NAME(gradient_)(net *n, int64_t b, const int64_t *samples, real *G
     const network_job *job = n->job;
     int64_t n_heads = job->n_head_rows * (n->n_features + 1);
     if (b <= 0) {
-        memset(G, 0, (size_t)job->n_parameters * sizeof(real));
+        if (job->settings[SET_RATE] >= 0) memset(G, 0, (size_t)job->n_parameters * sizeof(real));
         return 0;
     }
     NAME(fill_)(n, b, job->sample_row, samples, 0);
     NAME(network_forward_batch_)(n, b);
     double value = NAME(heads_)(n, b, samples);
+    if (job->settings[SET_RATE] < 0) return value;
     memset(G + job->head_offset, 0, (size_t)n_heads * sizeof(real));
     NAME(heads_update_)(n, b, samples, G + job->head_offset, 1);
     NAME(network_backward_)(n, b, 0, G, 0, 0);
@@ -966,7 +967,7 @@ static double NAME(gradient_of_all_)(net *nets, real **gradients, int64_t b, int
     }
 #pragma omp parallel for schedule(static, 1) num_threads(threads)
     for (int k = 0; k < threads; k++) {
-        int64_t begin = P * k / threads, end = P * (k + 1) / threads;
+        int64_t begin = P * k / threads, end = job->settings[SET_RATE] < 0 ? begin : P * (k + 1) / threads;
         for (int j = 1; j < threads; j++)
             for (int64_t i = begin; i < end; i++) gradients[0][i] += gradients[j][i];
     }
@@ -1134,13 +1135,13 @@ static int NAME(network_train_)(const network_job *job) {
     memset(&surgery, 0, sizeof surgery);
     int apart = set[SET_SURGERY] != 0;
     if (apart) NAME(lay_out_surgery_)(&surgery, job, batch, base + at);
-    for (int64_t k = 0; k < threads; k++) nets[k].training = set[SET_RATE] != 0;
+    for (int64_t k = 0; k < threads; k++) nets[k].training = set[SET_RATE] > 0;
     F = nets[0].n_features;
     net *n = nets;
     real *w = n->parameters, *m = (real *)job->state, *v = m + P;
     real rate = (real)set[SET_RATE];
     int64_t n_heads = job->n_head_rows * (F + 1);
-    int plain = threads == 1 && set[SET_OPTIMISER] == OPT_SGD && set[SET_CLIP] == 0 && !apart;
+    int plain = threads == 1 && set[SET_RATE] > 0 && set[SET_OPTIMISER] == OPT_SGD && set[SET_CLIP] == 0 && !apart;
     real shrink = (real)(1.0 - set[SET_RATE] * set[SET_ALPHA]);
     for (int64_t done = 0; done < job->n_order; done += batch) {
         int64_t b = job->n_order - done < batch ? job->n_order - done : batch;
@@ -1163,6 +1164,7 @@ static int NAME(network_train_)(const network_job *job) {
         if (n->head_scale != 1) NAME(rescale_heads_)(n);
         value = apart ? NAME(gradient_by_task_)(nets, gradients, &surgery, b, samples) : NAME(gradient_of_)(nets, gradients, b, b, samples);
         if (!(fabs(value) < 1e300)) return 1;
+        if (set[SET_RATE] < 0) continue; /* losses only */
         if (last || set[SET_CLIP] != 0) {
             double total = 0;
             for (int64_t li = 0; li < n->n_layers; li++) {

@@ -26,9 +26,10 @@ with H (n_head_rows, n_features) and c (n_head_rows,) at ``head_offset``. Loss 1
 log loss, others are those of one point. Sample i is row ``sample_row[i]`` with the observations
 ``sample_start[i]:sample_start[i + 1]``; a batch's loss is the sum over its observations divided by
 its number of samples. ``settings``: optimiser (SGD, momentum, Nesterov, Adam), batch size, learning
-rate (0: gradients only), L2 on the heads, L2 on the trunk's weights, momentum or beta_1, beta_2,
-epsilon, norm at which gradients are clipped (0: never), steps done, seed, decoupled decay, and
-whether the trunk's gradient is that of PCGrad (Yu et al., 2020) over the tasks of the batch.
+rate (0: gradients only, negative: losses only), L2 on the heads, L2 on the trunk's weights,
+momentum or beta_1, beta_2, epsilon, norm at which gradients are clipped (0: never), steps done,
+seed, decoupled decay, and whether the trunk's gradient is that of PCGrad (Yu et al., 2020) over the
+tasks of the batch.
 """
 
 import numpy as np
@@ -363,7 +364,7 @@ def network_train(
     def task_gradient(samples, total, only):
         """Gradient of the losses of these samples' labels, of one task or (only -1) of all."""
         rows = sample_row[samples]
-        draws = settings if rate else None
+        draws = settings if rate > 0 else None
         forward = _forward(layers, X[rows], lengths[rows], parameters, draws, step, only)
         features = forward[0][-1]
         grad = np.zeros_like(features)
@@ -394,7 +395,8 @@ def network_train(
                 grad[i] += np.tensordot(pull, H[at], 2)
                 np.add.at(G, at, pull[..., None] * features[i])
                 np.add.at(Gc, at, pull)
-        _backward(layers, parameters, *forward, grad, g_all)
+        if rate >= 0:
+            _backward(layers, parameters, *forward, grad, g_all)
         return g_all
 
     for first in range(0, len(order), batch):
@@ -407,6 +409,8 @@ def network_train(
         gradients = [task_gradient(part, len(samples), t) for t, part in groups.items()]
         if any(g is None for g in gradients):
             return 1
+        if rate < 0:
+            continue
         g_all = np.sum(gradients, axis=0)
         if surgery:
             key = (int(settings[10]) + step * 0xD1B54A32D192ED03) & MASK
