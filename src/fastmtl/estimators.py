@@ -11,6 +11,8 @@ from contextlib import contextmanager
 import numpy as np
 import scipy.sparse as sp
 
+from fastmtl.row_blocks import in_blocks
+
 
 @contextmanager
 def unchanged_on_error(model):
@@ -90,10 +92,8 @@ def rowwise_scores(X, weights, task):
                 scores[rows] = X[rows] @ own[:-1] + own[-1]
         return scores
     scores = weights[task, -1].copy()
-    chunk = max(1, 4_000_000 // max(1, X.shape[1]))
-    for begin in range(0, X.shape[0], chunk):
-        part = slice(begin, begin + chunk)
-        scores[part] += np.einsum("ij,ij->i", X[part], weights[task[part], :-1])
+    for rows, block in in_blocks(X):
+        scores[rows] += np.einsum("ij,ij->i", block, weights[task[rows], :-1])
     return scores
 
 

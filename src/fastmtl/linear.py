@@ -28,6 +28,7 @@ from fastmtl.estimators import (
 from fastmtl.linear_training import LOSSES, SOFTMAX, State, train
 from fastmtl.monitoring import as_callbacks, hold_out
 from fastmtl.observations import Classes, encode_classes, observe, query
+from fastmtl.row_blocks import warn_if_larger_than_memory
 
 __all__ = ["MultiTaskSGDClassifier", "MultiTaskSGDRegressor"]
 
@@ -106,7 +107,7 @@ class _MultiTaskSGD(BaseEstimator):
         check_number(self, "validation_fraction", low=0.0, high=1.0, open_low=True)
         check_word(self, "loss", self._losses)
         check_word(self, "solver", ("auto", "sgd", "saga"))
-        check_word(self, "sampling", ("uniform", "task"))
+        check_word(self, "sampling", ("uniform", "task", "block"))
         check_word(self, "task_intercept", ("coupled", "free", "shared"))
         check_word(self, "unseen_tasks", ("shared", "error"))
         check_word(self, "learning_rate", ("auto", "constant", "invscaling", "optimal"))
@@ -129,11 +130,15 @@ class _MultiTaskSGD(BaseEstimator):
     def _solver(self):
         if self.solver != "auto":
             return self.solver
-        only_sgd = {"sampling": "uniform", "learning_rate": "auto", "eta0": None, "n_threads": 1}
-        asks_for_sgd = any(getattr(self, name) != value for name, value in only_sgd.items())
+        only_sgd = {"learning_rate": "auto", "eta0": None, "n_threads": 1}
+        asks_for_sgd = self.sampling == "task" or any(
+            getattr(self, name) != value for name, value in only_sgd.items()
+        )
         return "sgd" if asks_for_sgd or LOSSES[self.loss][1] is None else "saga"
 
     def _observe(self, X, y, tasks, sample_weight, *, reset, known=None):
+        if self.sampling != "block":
+            warn_if_larger_than_memory(X)
         return observe(
             self,
             X,
@@ -343,11 +348,14 @@ class MultiTaskSGDRegressor(RegressorMixin, _MultiTaskSGD):
         (a number per label and class) and so converges linearly to the exact minimum, without a
         rate to tune, where the loss is smooth. ``"sgd"`` takes any loss, streams, and has an epoch
         in half the time, but nears the minimum only as its rate decays. ``"auto"`` takes ``"saga"``
-        for a smooth loss, unless `sampling`, `learning_rate`, `eta0` or `n_threads`, which
+        for a smooth loss, unless ``sampling="task"``, `learning_rate`, `eta0` or `n_threads`, which
         ``"sgd"`` alone has, are set. `partial_fit` always uses ``"sgd"``.
-    sampling : {"uniform", "task"}, default="uniform"
-        How ``"sgd"`` draws: a shuffle of all samples per epoch, or a task first, then one of its
-        samples. The objective is the same; ``"task"`` attends sooner to small tasks.
+    sampling : {"uniform", "task", "block"}, default="uniform"
+        How samples are drawn; the objective is the same. ``"uniform"`` shuffles them all in each
+        epoch. ``"task"`` draws a task, then one of its samples, and so attends sooner to small
+        tasks (only ``"sgd"`` does). ``"block"`` takes blocks of 32 MB of neighbouring rows in
+        random order, and each block's samples in random order: for an ``np.memmap`` larger than
+        memory, which is then read a block at a time.
     task_weight : None, "balanced", dict or array-like of shape (n_tasks,), default=None
         The weight of each task's loss, which is a *sum* over its samples: large tasks count more.
         ``"balanced"`` gives ``n / (n_tasks * n_t)``, that is, all tasks' *mean* losses count alike.
@@ -424,7 +432,8 @@ class MultiTaskSGDRegressor(RegressorMixin, _MultiTaskSGD):
     history_ : list of dict
         ``epoch``, ``objective``, ``seconds`` since the start, and with early stopping
         ``validation_loss``, after each epoch. The objective is exact where it decides when to stop;
-        with early stopping or ``tol=None`` its loss is the mean met on the way.
+        with early stopping, ``tol=None`` or ``sampling="block"`` its loss is the mean met on the
+        way.
 
     See Also
     --------
@@ -621,8 +630,8 @@ class MultiTaskSGDClassifier(ClassifierMixin, _MultiTaskSGD):
         How tasks share; see :class:`MultiTaskSGDRegressor`.
     solver : {"auto", "saga", "sgd"}, default="auto"
         See :class:`MultiTaskSGDRegressor`.
-    sampling : {"uniform", "task"}, default="uniform"
-        Draw samples evenly, or a task first.
+    sampling : {"uniform", "task", "block"}, default="uniform"
+        Draw samples evenly, a task first, or from one block of rows after the other.
     task_weight : None, "balanced", dict or array-like of shape (n_tasks,), default=None
         Weights of the tasks' summed losses; ``"balanced"`` weighs their means alike.
     class_weight : None or "balanced" or dict, default=None

@@ -20,6 +20,7 @@ from fastmtl._core import random as core_random
 from fastmtl.config import resolve_threads
 from fastmtl.estimators import progress, task_weights
 from fastmtl.monitoring import Best, Epoch, as_callbacks
+from fastmtl.row_blocks import Pages, bounds, in_blocks
 
 # name: (code in the core, bound on the second derivative; None: none, and 1 tames long rows)
 LOSSES = {
@@ -85,7 +86,7 @@ def train(model, training, held_out, state, factors, max_iter, *, partial=False)
         run, settled = _sgd(problem, state, model.tol, model.n_iter_no_change, n_threads)
     if judge is not None:
         settled = _no_longer_better(model.tol, model.n_iter_no_change)
-    exact = model.tol is not None and judge is None
+    exact = model.tol is not None and judge is None and problem.reading is None
     callbacks, history, best = as_callbacks(model.callbacks), [], Best()
 
     def fitted_copy():
@@ -160,6 +161,23 @@ def _no_longer_better(tol, n_iter_no_change):
     return settled
 
 
+class _Reading:
+    """The samples of each block of rows of X, to read X in order of blocks."""
+
+    def __init__(self, X, row):
+        self._rows, self._pages = bounds(X), Pages(X)
+        self._by_row = np.argsort(row, kind="stable")
+        self._cuts = np.searchsorted(row[self._by_row], self._rows)
+        self.n_blocks = len(self._rows) - 1
+
+    def blocks(self, order):
+        """Yield the samples of the blocks in `order`, fetching each next one ahead."""
+        for block, following in zip(order, np.append(order[1:], order[-1])):
+            self._pages.fetch(*self._rows[following : following + 2])
+            yield self._by_row[self._cuts[block] : self._cuts[block + 1]]
+            self._pages.release(*self._rows[block : block + 2])
+
+
 @dataclass
 class _Problem:
     data: tuple
@@ -178,15 +196,24 @@ class _Problem:
     smoothness: float
     schedule: tuple
     steps_per_call: int
+    reading: _Reading | None
 
     def loss_value(self, state):
         task_loss = np.zeros(len(self.chance))
         function = linear_sgd.losses_dense if self.dense else linear_sgd.losses_csr
-        for begin in range(0, len(self.samples), self.steps_per_call):
-            part = self.samples[begin : begin + self.steps_per_call]
+        for part in self._parts():
             function(*self.data, part, *state.parameters, *self.arguments, task_loss)
         counts = np.diff(self.task_start)
         return float(task_loss[counts > 0] @ (self.chance / np.maximum(counts, 1))[counts > 0])
+
+    def _parts(self):
+        """All samples in an order that is good to read them in, in parts of a call each."""
+        if self.reading is not None:
+            for order in self.reading.blocks(np.arange(self.reading.n_blocks)):
+                yield self.samples[order]
+            return
+        for begin in range(0, len(self.samples), self.steps_per_call):
+            yield self.samples[begin : begin + self.steps_per_call]
 
     def gradient_norm(self, state, averages):
         """Length of the objective's gradient in the whitened parameters, from SAGA's averages."""
@@ -284,6 +311,7 @@ def _problem(model, observations, classes, state, factors, solver):
         bound,
         schedule,
         _steps_per_call(X, state),
+        _Reading(X, samples["row"]) if model.sampling == "block" else None,
     )
 
 
@@ -312,6 +340,15 @@ def _schedule(model, curvature, bound, n):
 def _orders(problem, seed):
     """The samples of one epoch in the order of their draws, in parts of a call each."""
     n = len(problem.samples)
+    if problem.reading is not None:
+        turn = np.arange(problem.reading.n_blocks)
+        core_random.shuffle(turn, seed)
+        for k, order in enumerate(problem.reading.blocks(turn)):
+            order = order.copy()
+            core_random.shuffle(order, seed + 1 + k)
+            for begin in range(0, len(order), problem.steps_per_call):
+                yield order[begin : begin + problem.steps_per_call]
+        return
     if problem.by_task:
         order = np.empty(n, dtype=np.int64)
         core_random.draw_by_task(order, problem.task_start, problem.present, seed)
@@ -432,9 +469,13 @@ def _spreads(problem, state):
 
 
 def _squared_lengths(X):
-    if sp.issparse(X):
-        return np.asarray(X.multiply(X).sum(axis=1), dtype=np.float64).ravel()
-    return np.einsum("ij,ij->i", X, X, dtype=np.float64)
+    lengths = np.empty(X.shape[0])
+    for rows, block in in_blocks(X):
+        if sp.issparse(X):
+            lengths[rows] = np.asarray(block.multiply(block).sum(axis=1)).ravel()
+        else:
+            lengths[rows] = np.einsum("ij,ij->i", block, block, dtype=np.float64)
+    return lengths
 
 
 def _check_finite(model, objective, state, epoch):

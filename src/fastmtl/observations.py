@@ -19,6 +19,8 @@ import scipy.sparse as sp
 from sklearn.utils import check_array
 from sklearn.utils.validation import validate_data
 
+from fastmtl.row_blocks import validated
+
 __all__ = [
     "Classes",
     "Observations",
@@ -338,15 +340,18 @@ def encode_classes(observations, known=None):
 
 
 def _check_X(estimator, X, *, reset):
-    X = validate_data(
-        estimator,
-        X=X,
-        reset=reset,
-        accept_sparse="csr",
-        dtype=FLOATS,
-        order="C",
-        accept_large_sparse=True,
-    )
+    def validate(X):
+        return validate_data(
+            estimator,
+            X=X,
+            reset=reset,
+            accept_sparse="csr",
+            dtype=FLOATS,
+            order="C",
+            accept_large_sparse=True,
+        )
+
+    X = validated(validate, X)
     if not sp.issparse(X):
         return X
     if not X.has_canonical_format:
