@@ -16,6 +16,8 @@ from fastmtl.kernels import (
     tanh_kernel,
 )
 from fastmtl.linear import MultiTaskSGDClassifier, MultiTaskSGDRegressor
+from fastmtl.metrics import make_task_scorer, task_scores
+from fastmtl.model_selection import LeaveTasksOut, TaskStratifiedKFold
 from fastmtl.network import (
     MultiTaskNetwork,
     MultiTaskNetworkClassifier,
@@ -26,6 +28,7 @@ from fastmtl.psd import kernel_diagnostics, nearest_psd
 from fastmtl.sparse_linear import MultiTaskSparseClassifier, MultiTaskSparseRegressor
 
 __all__ = [
+    "LeaveTasksOut",
     "MultiTaskKernelRidge",
     "MultiTaskNetwork",
     "MultiTaskNetworkClassifier",
@@ -39,6 +42,7 @@ __all__ = [
     "SigmoidNystroem",
     "SigmoidOperator",
     "TaskCoupling",
+    "TaskStratifiedKFold",
     "__version__",
     "get_config",
     "iter_gram",
@@ -46,10 +50,12 @@ __all__ = [
     "kernel_gradient",
     "linear_kernel",
     "make_kernel_sgd",
+    "make_task_scorer",
     "nearest_psd",
     "polynomial_kernel",
     "rbf_kernel",
     "show_config",
     "sigmoid_kernel",
     "tanh_kernel",
+    "task_scores",
 ]
