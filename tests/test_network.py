@@ -14,6 +14,7 @@ from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import parametrize_with_checks
 from twins import network as cases
 
 from fastmtl import (
@@ -693,6 +694,35 @@ def test_losses_that_do_not_fit_the_tasks_are_refused(loss, match):
     X, Y, _ = mixed()
     with pytest.raises(ValueError, match=match):
         MultiTaskNetwork(loss=loss).fit(X, Y)
+
+
+def expected_failures(estimator):
+    failures = {
+        "check_sample_weight_equivalence_on_dense_data": (
+            "batches are random, so a repeated row and a weight of 2 take different paths"
+        )
+    }
+    if estimator.dtype == "float32" and not isinstance(estimator, MultiTaskNetworkClassifier):
+        failures["check_regressor_multioutput"] = "predictions are float32, as the network"
+    if isinstance(estimator, MultiTaskNetworkClassifier):
+        failures["check_classifier_multioutput"] = (
+            "predict_proba is a list with one array per task, as MultiOutputClassifier's"
+        )
+    return failures
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@parametrize_with_checks(
+    [
+        MultiTaskNetworkRegressor(),
+        MultiTaskNetworkClassifier(),
+        MultiTaskNetworkRegressor(dtype="float64"),
+        MultiTaskNetwork(dtype="float64"),
+    ],
+    expected_failed_checks=expected_failures,
+)
+def test_scikit_learn_conventions(estimator, check):
+    check(estimator)
 
 
 @pytest.mark.parametrize("batch_size", [5, 7, 64])

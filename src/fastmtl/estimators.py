@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import scipy.sparse as sp
+from sklearn.utils.validation import check_is_fitted
 
 from fastmtl.row_blocks import in_blocks
 
@@ -24,6 +25,37 @@ def unchanged_on_error(model):
         vars(model).clear()
         vars(model).update(before)
         raise
+
+
+class OnnxMixin:
+    def to_onnx(self):
+        """Build the equivalent ONNX model (extra ``onnx``).
+
+        Returns
+        -------
+        model : onnx.ModelProto
+            In float32. Its inputs are ``X`` (``X_0``, ``X_1``, … where there are several) without
+            a task column, and ``lengths`` (int32) where the fit had them. A regressor's output is
+            ``predictions`` (n, n_tasks). A classifier's are ``scores`` (n, n_outputs) and, with log
+            loss, ``probabilities`` (n, n_tasks, 2) where each task has two classes and one score,
+            else ``probabilities_<k>`` (n, n_classes) for the k-th of ``tasks_``. Where kinds are
+            mixed, regression tasks have ``predictions_<k>`` (n, 1) instead. The task labels are in
+            the model's metadata, ``tasks``, as JSON.
+
+        Raises
+        ------
+        ImportError
+            If onnx is not installed.
+
+        Examples
+        --------
+        Save it with ``onnx.save(model.to_onnx(), "model.onnx")`` and run it anywhere, for example
+        by ``onnxruntime.InferenceSession("model.onnx").run(None, {"X": X})``.
+        """
+        check_is_fitted(self, "tasks_")
+        from fastmtl.onnx_export import export
+
+        return export(self)
 
 
 def check_word(model, name, words):

@@ -488,6 +488,15 @@ def blocks(trunk, line):
     return found
 
 
+def conv_padding(row):
+    """Zeros around the images of a convolution: left, right, top, bottom."""
+    k, stride, same = int(row[12]), int(row[14]), row[15]
+    missing = [max(0, (-(-int(size) // stride) - 1) * stride + k - int(size)) for size in row[9:11]]
+    top, left = (m // 2 if same else 0 for m in missing)
+    bottom, right = (m - m // 2 if same else 0 for m in missing)
+    return left, right, top, bottom
+
+
 def initial_parameters(trunk, rng):
     """Weights that keep a signal's variance: He for relus, Glorot else, orthogonal for states."""
     parameters = np.zeros(trunk.n_parameters)

@@ -18,6 +18,7 @@ from sklearn.utils.validation import check_is_fitted
 from fastmtl.config import resolve_threads
 from fastmtl.coupling import resolve_coupling
 from fastmtl.estimators import (
+    OnnxMixin,
     check_number,
     check_word,
     in_form,
@@ -33,7 +34,7 @@ from fastmtl.row_blocks import warn_if_larger_than_memory
 __all__ = ["MultiTaskSGDClassifier", "MultiTaskSGDRegressor"]
 
 
-class _MultiTaskSGD(BaseEstimator):
+class _MultiTaskSGD(OnnxMixin, BaseEstimator):
     def fit(self, X, y, *, tasks=None, sample_weight=None):
         """Fit the model.
 

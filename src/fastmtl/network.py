@@ -11,6 +11,7 @@ import numpy as np
 from scipy.special import softmax
 from sklearn.base import ClassifierMixin, RegressorMixin
 from sklearn.metrics import accuracy_score, r2_score
+from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
 from fastmtl.estimators import check_number, in_form, score_in_form
@@ -672,6 +673,10 @@ class MultiTaskNetwork(_WithLosses):
             answers[rows] = self._answer(t, parts[t][rows])
         return in_form(answers, queries)
 
+    def _has_classes(self):
+        return "log_loss" in (self.loss.values() if isinstance(self.loss, dict) else self.loss)
+
+    @available_if(_has_classes)
     def predict_proba(self, X, *, lengths=None):
         """Class probabilities of every classification task for every row.
 

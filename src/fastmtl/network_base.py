@@ -13,7 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 from fastmtl._core import network as core
 from fastmtl.config import resolve_threads
 from fastmtl.coupling import resolve_coupling
-from fastmtl.estimators import check_number, check_word, rowwise_scores, task_weights
+from fastmtl.estimators import OnnxMixin, check_number, check_word, rowwise_scores, task_weights
 from fastmtl.layers import Dense
 from fastmtl.network_training import (
     LEARNED,
@@ -29,7 +29,7 @@ from fastmtl.network_training import (
 from fastmtl.observations import observe, query
 
 
-class NetworkBase(TransformerMixin, BaseEstimator):
+class NetworkBase(OnnxMixin, TransformerMixin, BaseEstimator):
     def __init__(
         self,
         *,
@@ -391,6 +391,7 @@ class NetworkBase(TransformerMixin, BaseEstimator):
         tags = super().__sklearn_tags__()
         tags.target_tags.multi_output = True
         tags.target_tags.single_output = True
+        tags.transformer_tags.preserves_dtype = [np.dtype(self.dtype).name]
         return tags
 
 

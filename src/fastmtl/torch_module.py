@@ -12,7 +12,7 @@ except ImportError as error:
         "to_torch needs PyTorch; install it with: pip install 'fastmtl[torch]'"
     ) from error
 
-from fastmtl.layers import blocks
+from fastmtl.layers import blocks, conv_padding
 
 __all__ = ["NetworkModule", "build"]
 
@@ -43,15 +43,6 @@ class _ChannelsLast(nn.Module):
 
     def forward(self, x):
         return self.layer(x.movedim(-1, 1)).movedim(1, -1)
-
-
-def padding(row):
-    """Zeros around the images of a convolution: left, right, top, bottom."""
-    k, stride, same = int(row[12]), int(row[14]), row[15]
-    missing = [max(0, (-(-int(size) // stride) - 1) * stride + k - int(size)) for size in row[9:11]]
-    top, left = (m // 2 if same else 0 for m in missing)
-    bottom, right = (m - m // 2 if same else 0 for m in missing)
-    return left, right, top, bottom
 
 
 class _Recurrent(nn.Module):
@@ -138,7 +129,7 @@ def build(model):
             sizes = int(row[11]), int(row[13]), int(row[12])
             conv = nn.Conv2d(*sizes, stride=int(row[14]), dtype=dtype)
             _set(conv, weight=own["kernel"].permute(3, 2, 0, 1), bias=own["bias"])
-            layer = _ChannelsLast(nn.Sequential(nn.ZeroPad2d(padding(row)), conv))
+            layer = _ChannelsLast(nn.Sequential(nn.ZeroPad2d(conv_padding(row)), conv))
         elif kind == 3:
             layer = _ChannelsLast(nn.MaxPool2d(int(row[12])))
         elif kind == 8:
