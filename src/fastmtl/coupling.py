@@ -11,10 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 from sklearn.utils import check_array
+from sklearn.utils.validation import check_is_fitted
 
-__all__ = ["Factors", "TaskCoupling", "resolve_coupling"]
+__all__ = ["Factors", "Learning", "TaskCoupling", "TaskRelations", "resolve_coupling"]
 
-WORDS = ("mean", "independent", "pooled")
+WORDS = ("mean", "independent", "pooled", "learn")
 
 
 class Factors(NamedTuple):
@@ -25,6 +26,14 @@ class Factors(NamedTuple):
 
     def covariance(self):
         return self.mixing @ self.mixing.T + np.diag(self.kappa)
+
+
+class Learning(NamedTuple):
+    """What a coupling that is learned asks for; see `TaskCoupling.learn`."""
+
+    rank: int | str
+    feature_covariance: str
+    scale: str
 
 
 class TaskCoupling:
@@ -40,8 +49,8 @@ class TaskCoupling:
 
     See Also
     --------
-    MultiTaskSGDRegressor : takes a coupling, or one of the words ``"mean"``, ``"independent"``
-        and ``"pooled"``.
+    MultiTaskSGDRegressor : takes a coupling, or one of the words ``"mean"``, ``"independent"``,
+        ``"pooled"`` and ``"learn"``.
 
     References
     ----------
@@ -57,7 +66,8 @@ class TaskCoupling:
            [1. , 1.5]])
     """
 
-    def __init__(self, *, mixing, kappa, description):
+    def __init__(self, *, mixing, kappa, description, learning=None):
+        self.learning = learning  # None where C is given
         self._mixing = mixing  # None: no shared part; "ones": one column of ones; or (T, R)
         self._kappa = kappa  # a number for every task, or (T,)
         self._description = description
@@ -69,6 +79,7 @@ class TaskCoupling:
         return (
             isinstance(other, TaskCoupling)
             and self._description == other._description
+            and self.learning == other.learning
             and np.array_equal(np.asarray(self._mixing), np.asarray(other._mixing))
             and np.array_equal(self._kappa, other._kappa)
         )
@@ -143,6 +154,107 @@ class TaskCoupling:
                [1., 1.]])
         """
         return cls(mixing="ones", kappa=0.0, description="pooled()")
+
+    @classmethod
+    def learn(cls, *, rank="auto", feature_covariance="identity", scale="unit"):
+        """Learn C from the data, by maximising their marginal likelihood.
+
+        The fitted vectors of small tasks are mostly noise, so a covariance taken from them [1]_
+        finds relations in noise. The marginal likelihood (evidence) [2]_ of B, κ and the noise
+        weighs each task by what its data say. Losses that are not quadratic enter by their
+        expansion about the posterior mode (Laplace's approximation): classifiers by the log loss,
+        ``"poisson"`` by its own, other regressors by the squared error. `fit` then minimises the
+        usual objective under the C found, starting from the mode.
+
+        Parameters
+        ----------
+        rank : int or "auto", default="auto"
+            Columns of B. ``"auto"`` begins with one shared vector, and frees B column by column
+            while the evidence, less the cost of freeing it, grows; so where nothing beyond a mean
+            is to be found, it finds ``"mean"``, with κ.
+        feature_covariance : {"identity", "diagonal", "full"}, default="identity"
+            Whether to learn, as well, a covariance Ω of features and intercept that all vectors
+            have in common: the prior is matrix normal, C ⊗ Ω [3]_. ``"full"`` is shrunk towards
+            uncorrelated features. The penalty is then ``½ Σ_ij K_ij w_i·Ω⁻¹ w_j``. Not for many
+            features (more than 128, or fewer with more than 900 tasks), and ``"full"`` not for
+            sparse X.
+        scale : {"unit", "evidence"}, default="unit"
+            ``"unit"`` scales C to a mean variance of 1, so that `alpha` means what it does with
+            ``"independent"``; ``"evidence"`` takes the strength of the penalty from the data too,
+            whatever `alpha` is.
+
+        Returns
+        -------
+        coupling : TaskCoupling
+
+        References
+        ----------
+        .. [1] Y. Zhang and D.-Y. Yeung, "A convex formulation for learning task relationships in
+           multi-task learning", UAI 2010.
+        .. [2] E. Bonilla, K. Chai and C. Williams, "Multi-task Gaussian process prediction",
+           NeurIPS 2008.
+        .. [3] Y. Zhang and J. Schneider, "Learning multiple tasks with a sparse matrix-normal
+           penalty", NeurIPS 2010.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from fastmtl import MultiTaskSGDRegressor, TaskCoupling
+        >>> rng = np.random.default_rng(0)
+        >>> W = np.outer([1, 1, -1, -1], rng.normal(size=20))
+        >>> X, task = rng.normal(size=(400, 20)), np.repeat(range(4), 100)
+        >>> y = np.einsum("ij,ij->i", X, W[task]) + rng.normal(size=400)
+        >>> model = MultiTaskSGDRegressor(coupling=TaskCoupling.learn(rank=1), alpha=0.01)
+        >>> model.fit(X, y, tasks=task).task_correlation_.round(1) + 0.0
+        array([[ 1.,  1., -1., -1.],
+               [ 1.,  1., -1., -1.],
+               [-1., -1.,  1.,  1.],
+               [-1., -1.,  1.,  1.]])
+        """
+        if rank != "auto" and (
+            not isinstance(rank, numbers.Integral) or isinstance(rank, bool) or rank < 1
+        ):
+            raise ValueError(f"rank is {rank!r}; pass 'auto' or an integer >= 1")
+        for name, value, words in (
+            ("feature_covariance", feature_covariance, ("identity", "diagonal", "full")),
+            ("scale", scale, ("unit", "evidence")),
+        ):
+            if not isinstance(value, str) or value not in words:
+                raise ValueError(f"{name} is {value!r}; pass one of {', '.join(map(repr, words))}")
+        given = {"rank": rank, "feature_covariance": feature_covariance, "scale": scale}
+        defaults = {"rank": "auto", "feature_covariance": "identity", "scale": "unit"}
+        said = ", ".join(f"{k}={v!r}" for k, v in given.items() if v != defaults[k])
+        return cls(mixing=None, kappa=1.0, description=f"learn({said})", learning=Learning(**given))
+
+    @classmethod
+    def low_rank(cls, rank, *, learn=True):
+        """Learn `rank` shared basis functions: ``f_t(x) = Σ_r B[t, r] s_r·x + v_t·x``.
+
+        Parameters
+        ----------
+        rank : int
+            Columns of B, at least 1.
+        learn : bool, default=True
+            B is learned, as by :meth:`learn`. A B that is known goes to :meth:`from_factors`.
+
+        Returns
+        -------
+        coupling : TaskCoupling
+
+        Examples
+        --------
+        >>> from fastmtl import TaskCoupling
+        >>> TaskCoupling.low_rank(2)
+        TaskCoupling.learn(rank=2)
+        """
+        if learn is not True:
+            raise ValueError(
+                f"learn is {learn!r}; low_rank learns B: for a given one, use "
+                "TaskCoupling.from_factors(B, kappa)"
+            )
+        if rank == "auto":
+            raise ValueError("rank is 'auto'; pass an integer >= 1, or use TaskCoupling.learn()")
+        return cls.learn(rank=rank)
 
     @classmethod
     def from_factors(cls, mixing, kappa):
@@ -329,8 +441,9 @@ class TaskCoupling:
     @property
     def has_shared_part(self):
         """Whether tasks share anything (B has a column)."""
-        return self._mixing is not None and (
-            isinstance(self._mixing, str) or self._mixing.shape[1] > 0
+        return self.learning is not None or (
+            self._mixing is not None
+            and (isinstance(self._mixing, str) or self._mixing.shape[1] > 0)
         )
 
     def factor(self, n_tasks):
@@ -357,6 +470,10 @@ class TaskCoupling:
         >>> TaskCoupling.mean(0.1).factor(2)
         Factors(mixing=array([[1.], [1.]]), kappa=array([0.1, 0.1]))
         """
+        if self.learning is not None:
+            raise ValueError(
+                f"coupling is {self!r}, which only a fit makes known; see its mixing_ and kappa_"
+            )
         if self._mixing is None:
             mixing = np.empty((n_tasks, 0))
         elif isinstance(self._mixing, str):
@@ -382,6 +499,26 @@ class TaskCoupling:
         array([[2.]])
         """
         return self.factor(n_tasks).covariance()
+
+
+class TaskRelations:
+    """The relations of a fitted model's tasks, from its ``mixing_`` and ``kappa_``."""
+
+    @property
+    def task_covariance_(self):
+        """C = B Bᵀ + diag(κ), given or learned: (n_tasks, n_tasks), in the order of ``tasks_``."""
+        check_is_fitted(self, "kappa_")
+        return Factors(self.mixing_, self.kappa_).covariance()
+
+    @property
+    def task_correlation_(self):
+        """C scaled to a diagonal of ones; a task without variance correlates with none."""
+        C = self.task_covariance_
+        scale = np.sqrt(np.diag(C))
+        scale = np.divide(1.0, scale, out=np.zeros_like(scale), where=scale > 0)
+        correlation = C * scale[:, None] * scale
+        np.fill_diagonal(correlation, 1.0)
+        return correlation
 
 
 def resolve_coupling(coupling):

@@ -16,7 +16,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from fastmtl.config import resolve_threads
-from fastmtl.coupling import resolve_coupling
+from fastmtl.coupling import TaskRelations, resolve_coupling
 from fastmtl.estimators import (
     OnnxMixin,
     check_number,
@@ -26,6 +26,7 @@ from fastmtl.estimators import (
     score_in_form,
     unchanged_on_error,
 )
+from fastmtl.linear_relations import LinearRelations, learn_linear
 from fastmtl.linear_training import LOSSES, SOFTMAX, State, train
 from fastmtl.monitoring import as_callbacks, hold_out
 from fastmtl.observations import Classes, encode_classes, observe, query
@@ -34,7 +35,7 @@ from fastmtl.row_blocks import warn_if_larger_than_memory
 __all__ = ["MultiTaskSGDClassifier", "MultiTaskSGDRegressor"]
 
 
-class _MultiTaskSGD(OnnxMixin, BaseEstimator):
+class _MultiTaskSGD(TaskRelations, OnnxMixin, BaseEstimator):
     def fit(self, X, y, *, tasks=None, sample_weight=None):
         """Fit the model.
 
@@ -70,8 +71,13 @@ class _MultiTaskSGD(OnnxMixin, BaseEstimator):
                 training, held_out = hold_out(
                     *training, self.validation_fraction, rng, by_class=self._classification
                 )
-            warm = getattr(self, "_state", None) if self.warm_start else None
-            state, factors = self._start(*training, warm)
+            relations, set_state = self._relate(training)
+            training = relations.mapped_data(training)
+            held_out = held_out and relations.mapped_data(held_out)
+            warm = getattr(self, "_state", None) if self.warm_start and not set_state else None
+            state, factors = self._start(*training, warm, relations)
+            if set_state:
+                set_state(state)
             result = train(self, training, held_out, state, factors, self.max_iter)
             self._store(training, state, factors, result)
         return self
@@ -93,7 +99,11 @@ class _MultiTaskSGD(OnnxMixin, BaseEstimator):
                     f"{self.input_form_!r}; keep to one form"
                 )
             training = observations, self._encode(observations, known_classes)
-            state, factors = self._start(*training, None if first else self._state)
+            relations, set_state = self._relate(training, None if first else self._relations)
+            training = relations.mapped_data(training)
+            state, factors = self._start(*training, None if first else self._state, relations)
+            if set_state:
+                set_state(state)
             result = train(self, training, None, state, factors, 1, partial=True)
             self._store(training, state, factors, result)
         return self
@@ -151,11 +161,21 @@ class _MultiTaskSGD(OnnxMixin, BaseEstimator):
             known=known,
         )
 
-    def _start(self, observations, classes, previous):
+    def _relate(self, training, earlier=None):
+        """The tasks' relations, and what sets a state to the mode where they were just learned."""
+        n_tasks = training[0].n_tasks
+        coupling = resolve_coupling(self.coupling)
+        if coupling.learning is None:
+            return LinearRelations(coupling.factor(n_tasks)), None
+        if earlier is not None:
+            return earlier.extended(n_tasks), None
+        return learn_linear(self, training, coupling.learning)
+
+    def _start(self, observations, classes, previous, relations):
         """Parameters to start from: zero, or those of an earlier fit with room for new tasks."""
+        self._relations = relations
         d = observations.X.shape[1]
-        n_tasks = observations.n_tasks
-        factors = resolve_coupling(self.coupling).factor(n_tasks)
+        n_tasks, factors = observations.n_tasks, relations.factors
         if classes.binary:
             n_classes, per_task = 1, [np.zeros(1, dtype=np.int32)] * n_tasks
         else:
@@ -236,14 +256,14 @@ class _MultiTaskSGD(OnnxMixin, BaseEstimator):
     def shared_coef_(self):
         """Shared vectors s_r: (R, d), or (R, n_classes, d) with softmax."""
         check_is_fitted(self, "tasks_")
-        shared = self._state.shared[:, :, : self.n_features_in_]
+        shared = self._unpad(self._state.shared)[..., :-1]
         return shared[:, 0] if self._one_output else shared
 
     @property
     def task_coef_(self):
         """Task-specific vectors v_t: (T, d), or with softmax a list of (n_classes_t, d)."""
         check_is_fitted(self, "tasks_")
-        return self._by_task(self._state.specific[:, : self.n_features_in_])
+        return self._by_task(self._unpad(self._state.specific)[:, :-1])
 
     @property
     def coef_(self):
@@ -269,7 +289,8 @@ class _MultiTaskSGD(OnnxMixin, BaseEstimator):
 
     def _unpad(self, vectors):
         d = self.n_features_in_
-        return np.concatenate([vectors[:, :d], vectors[:, -1:]], axis=1)
+        unpadded = np.concatenate([vectors[..., :d], vectors[..., -1:]], axis=-1)
+        return self._relations.original(unpadded)
 
     def _weights(self):
         """All heads with their intercepts, (heads, d + 1)."""
@@ -341,9 +362,10 @@ class MultiTaskSGDRegressor(RegressorMixin, _MultiTaskSGD):
         returns rates). Where there is no derivative the smallest subgradient is taken.
     alpha : float, default=1e-4
         Strength of the penalty, non-negative.
-    coupling : {"mean", "independent", "pooled"} or TaskCoupling, default="mean"
+    coupling : {"mean", "independent", "pooled", "learn"} or TaskCoupling, default="mean"
         How tasks share: ``"mean"`` is one shared vector plus a task's own, ``"independent"`` is one
-        model per task, ``"pooled"`` one model for all.
+        model per task, ``"pooled"`` one model for all; ``"learn"`` finds the tasks' relations
+        from the data (:meth:`TaskCoupling.learn`).
     solver : {"auto", "saga", "sgd"}, default="auto"
         Both draw a random sample per step. ``"saga"`` [2]_ remembers each sample's last derivative
         (a number per label and class) and so converges linearly to the exact minimum, without a
@@ -425,7 +447,9 @@ class MultiTaskSGDRegressor(RegressorMixin, _MultiTaskSGD):
     tasks_ : ndarray of shape (n_tasks,)
         Task labels: sorted, or column numbers of Y, or positions in the list.
     mixing_, kappa_ : ndarray of shape (n_tasks, R) and (n_tasks,)
-        B and κ of the coupling.
+        B and κ of the coupling, given or learned.
+    task_covariance_, task_correlation_ : ndarray of shape (n_tasks, n_tasks)
+        C = B Bᵀ + diag(κ), and C scaled to a diagonal of ones.
     n_tasks_, n_iter_, n_features_in_ : int
     best_iter_ : int
         The epoch whose parameters are kept: the last, unless early stopping or an interrupt
@@ -627,7 +651,7 @@ class MultiTaskSGDClassifier(ClassifierMixin, _MultiTaskSGD):
         classes per task need ``"log_loss"``, which is then the softmax's cross-entropy.
     alpha : float, default=1e-4
         Strength of the penalty, non-negative.
-    coupling : {"mean", "independent", "pooled"} or TaskCoupling, default="mean"
+    coupling : {"mean", "independent", "pooled", "learn"} or TaskCoupling, default="mean"
         How tasks share; see :class:`MultiTaskSGDRegressor`.
     solver : {"auto", "saga", "sgd"}, default="auto"
         See :class:`MultiTaskSGDRegressor`.

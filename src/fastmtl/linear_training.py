@@ -37,6 +37,7 @@ LOSSES = {
 }
 SOFTMAX = (-1, 0.5)
 INTERCEPTS = {"none": 0, "shared": 1, "coupled": 2, "free": 3}
+COMMON_INTERCEPT = (INTERCEPTS["shared"], INTERCEPTS["coupled"])
 SAMPLE = np.dtype(
     [
         ("row", np.int64),
@@ -410,8 +411,10 @@ def _owners(counts, n_threads):
 def _saga(problem, state, tol):
     n = len(problem.samples)
     memory = np.zeros((n, int(np.diff(state.head_start).max())))
-    averages = tuple(np.zeros_like(a) for a in (state.shared, state.specific, state.intercept))
+    averages = tuple(np.zeros_like(a) for a in state.parameters)
     samples = problem.samples
+    if state.specific.any() and memory.shape[1] == 1:
+        _remember(problem, state, memory[:, 0], averages)
     steepest = float((problem.smoothness * samples["weight"] * samples["curvature"]).max())
     schedule = (1.0 / (3.0 * max(steepest, 1e-12)), 0.0, 0.0, 0)
     extra = () if problem.dense else (_spreads(problem, state),)
@@ -444,6 +447,42 @@ def _saga(problem, state, tol):
         return problem.gradient_norm(state, averages) <= max(tol, reachable) * typical[0]
 
     return run, settled
+
+
+def _remember(problem, state, memory, averages):
+    """Derivatives at the state as it is and what they average to, so that a good start stays so."""
+    samples, data = problem.samples, problem.data
+    (mixing, kappa), _, (code, parameter, *_), (_, _, _, kind) = problem.arguments
+    if problem.dense:
+        X = data[0]
+    else:
+        X = sp.csr_matrix(data, shape=(len(data[2]) - 1, state.specific.shape[1] - 1))
+    weights = np.einsum("tr,rj->tj", mixing, state.shared[:, 0]) + state.specific
+    shared, specific, intercept = averages
+    d, n = X.shape[1], len(samples)
+    value, slope = np.empty(n), np.empty(n)
+    for t, (begin, end) in enumerate(zip(problem.task_start, problem.task_start[1:])):
+        own = slice(begin, end)
+        if begin == end:
+            continue
+        rows = X[samples["row"][own]]
+        offset = weights[t, -1] + (state.intercept[0] if kind in COMMON_INTERCEPT else 0.0)
+        scores = (rows @ weights[t, :d]).astype(np.float64) + offset
+        target = np.ascontiguousarray(samples["target"][own])
+        linear_sgd.point_losses(code, parameter, target, scores, value[own], slope[own])
+        memory[own] = samples["weight"][own] * slope[own]
+        whole = np.append(memory[own] @ rows, memory[own].sum()) / n
+        if kind in COMMON_INTERCEPT:
+            intercept[0] += whole[-1]
+        if kind != INTERCEPTS["coupled"]:
+            whole[-1] = 0.0
+        shared[:, 0, :d] += np.outer(mixing[t], whole[:-1]).astype(shared.dtype)
+        shared[:, 0, -1] += (mixing[t] * whole[-1]).astype(shared.dtype)
+        if kappa[t] > 0:
+            specific[t, :d] = whole[:-1]
+            specific[t, -1] = whole[-1]
+        if kind == INTERCEPTS["free"]:
+            specific[t, -1] = memory[own].sum() / n
 
 
 def _spreads(problem, state):

@@ -1,0 +1,693 @@
+"""Learning how tasks are related: the marginal likelihood of C, maximised.
+
+Task t's vector has the prior covariance ``C = B Bᵀ + diag(κ)`` with the other tasks', in each
+coordinate alike (or up to a feature covariance Ω = L Lᵀ). Integrated over the vectors, the data's
+likelihood is a function of B, κ, Ω and the noise alone, and it does not reward what a fit of many
+small tasks rewards: a C that follows the noise in the fitted vectors. With ``w_t = L u_t``,
+``u_t = Σ_r B[t, r] s_r + v_t`` everything couples through the few shared ``s_r``, so a value and
+its gradient cost T (d × d)-inverses and one of (R d × R d), never one of (T d × T d).
+
+Losses that are not quadratic enter by their quadratic expansion about the posterior mode (Laplace).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import scipy.linalg
+import scipy.sparse as sp
+import scipy.special
+from scipy.optimize import minimize
+from sklearn.utils.extmath import randomized_svd
+from threadpoolctl import threadpool_limits
+
+MAX_RANK = 12
+MAX_ROUNDS = 6  # of expansion and search, for losses that are not quadratic
+MODE_STEPS = 15
+SEARCH_STEPS = 60
+MEMORY = 1.5e7  # numbers in the stack of the tasks' Gram matrices
+MAX_WIDTH = 128  # features; relations of more are learned on their leading components
+FREE = 30.0  # prior standard deviation of an intercept that is not coupled, beside coefficients
+FLOOR = 1e-2  # the least κ_t beside the mean variance: no task collapses on the shared part
+FEATURE_SHRINKAGE = 20.0  # tasks' worth of belief that features are uncorrelated in Ω
+KAPPA_SPREAD = 1.0  # prior standard deviation of log κ_t about its mean
+
+
+@dataclass
+class Summary:
+    """What the data say of one family of vectors: ½ Σ_t w_t·gram_t w_t - moment_t·w_t + square/2.
+
+    `gram` (T, p, p) and `moment` (T, p) include the intercept last where `flat` says that a shared
+    intercept without a prior stands beside the vectors; `count` is the number of labels.
+    """
+
+    gram: np.ndarray
+    moment: np.ndarray
+    square: float
+    count: float
+
+
+@dataclass
+class Relations:
+    """B (T, R), κ (T,), L (p, q) and the noise variance."""
+
+    mixing: np.ndarray
+    kappa: np.ndarray
+    root: np.ndarray
+    noise: float
+    plain: bool = True  # B is b 1
+
+    def covariance(self):
+        return self.mixing @ self.mixing.T + np.diag(self.kappa)
+
+
+@dataclass
+class Posterior:
+    """Of the whitened vectors, given the relations."""
+
+    value: float  # negative log marginal likelihood, up to a constant
+    shared: np.ndarray  # (R, q)
+    specific: np.ndarray  # (T, q)
+    offset: float
+    vectors: np.ndarray  # (T, p), in the summary's coordinates, offset included
+    gradient: tuple | None = None  # in B, log κ, L, log noise
+
+
+def posterior(summary, relations, flat, *, gradient=False):
+    """Mean and marginal likelihood of one family of vectors, and the latter's gradient."""
+    B, kappa, L, noise = relations.mixing, relations.kappa, relations.root, relations.noise
+    n_tasks, n_shared = B.shape
+    p, q = L.shape
+    wide = np.column_stack([L, np.eye(p)[:, -1:]]) if flat else L
+    width = wide.shape[1]
+    half = (summary.gram / noise) @ wide  # (T, p, width)
+    info = wide.T @ half  # (T, width, width)
+    moment = summary.moment @ wide / noise
+    across, own = info[:, :q], info[:, :q, :q]
+
+    # v_t given the shared part: P_t = (own + 1/κ_t)⁻¹, by a Cholesky factor of 1 + κ_t own.
+    scaled = kappa[:, None, None] * own + np.eye(q)
+    factor = np.linalg.cholesky(scaled)
+    P = kappa[:, None, None] * np.linalg.inv(scaled)
+    P = (P + P.transpose(0, 2, 1)) / 2
+    P_across = P @ across  # (T, q, width)
+    P_moment = np.einsum("tij,tj->ti", P, moment[:, :q])
+    left = info - across.transpose(0, 2, 1) @ P_across
+    right = moment - np.einsum("tij,ti->tj", across, P_moment)
+
+    # The shared part, (s_1 … s_R, offset), once all v_t are integrated out.
+    size = n_shared * q + flat
+    A = np.zeros((size, size))
+    b = np.zeros(size)
+    if n_shared:
+        outer = (B[:, :, None] * B[:, None, :]).reshape(n_tasks, -1)
+        blocks = (outer.T @ left[:, :q, :q].reshape(n_tasks, -1)).reshape(n_shared, n_shared, q, q)
+        A[: n_shared * q, : n_shared * q] = blocks.transpose(0, 2, 1, 3).reshape(n_shared * q, -1)
+        A[np.arange(n_shared * q), np.arange(n_shared * q)] += 1.0
+        b[: n_shared * q] = (B.T @ right[:, :q]).ravel()
+    if flat:
+        edge = (B.T @ left[:, :q, -1]).ravel()
+        A[:-1, -1] = A[-1, :-1] = edge
+        A[-1, -1] = left[:, -1, -1].sum()
+        b[-1] = right[:, -1].sum()
+    if size:
+        cho = scipy.linalg.cho_factor(A, lower=True)
+        theta = scipy.linalg.cho_solve(cho, b)
+        log_det = 2 * np.log(np.diag(cho[0])).sum()
+    else:
+        theta, log_det = b, 0.0
+    shared = theta[: n_shared * q].reshape(n_shared, q)
+    offset = float(theta[-1]) if flat else 0.0
+
+    u = B @ shared
+    if flat:
+        u = np.column_stack([u, np.full(n_tasks, offset)])
+    specific = P_moment - np.einsum("tij,tj->ti", P_across, u)
+    whole = u.copy()
+    whole[:, :q] += specific
+    value = 0.5 * (
+        summary.count * np.log(noise)
+        + summary.square / noise
+        + 2 * np.log(np.diagonal(factor, axis1=1, axis2=2)).sum()
+        - np.sum(moment[:, :q] * P_moment)
+        + log_det
+        - b @ theta
+    )
+    found = Posterior(value, shared, specific, offset, whole @ wide.T)
+    if not gradient:
+        return found
+
+    # u_t has covariance U_t, and the whitened vector is P_t m_t + keep_t u_t plus noise of P_t.
+    cov = scipy.linalg.cho_solve(cho, np.eye(size)) if size else np.zeros((0, 0))
+    U = np.zeros((n_tasks, width, width))
+    cov_us = np.zeros((n_tasks, n_shared, width, q))  # Cov(u_t, s_r)
+    if n_shared:
+        C4 = cov[: n_shared * q, : n_shared * q].reshape(n_shared, q, n_shared, q)
+        by_row = C4.transpose(0, 2, 1, 3).reshape(n_shared, -1)
+        cov_us[:, :, :q] = (B @ by_row).reshape(n_tasks, n_shared, q, q)
+        if flat:
+            cov_us[:, :, -1] = cov[-1, :-1].reshape(n_shared, q)
+        U[:, :, :q] = np.einsum("tr,trij->tij", B, cov_us)
+    if flat:
+        U[:, :q, -1] = U[:, -1, :q]
+        U[:, -1, -1] = cov[-1, -1]
+    keep = -P_across
+    keep[:, np.arange(q), np.arange(q)] += 1.0
+    pull = P_across @ U  # (T, q, width)
+    spread = np.einsum("tij,tij->t", pull, P_across) + np.trace(P, axis1=1, axis2=2)
+    grad_kappa = 0.5 * (q - (np.sum(specific**2, axis=1) + spread) / kappa)
+
+    all_cov = np.zeros((n_tasks, width, q))  # Cov([whitened vector; offset], whitened vector)
+    all_cov[:, :q] = P + keep @ U @ keep.transpose(0, 2, 1)
+    if flat:
+        all_cov[:, -1] = np.einsum("tj,tij->ti", U[:, -1], keep)
+    slope = np.einsum("tij,tj->ti", across, whole) - moment[:, :q]
+    grad_B = slope @ shared.T
+    if n_shared:
+        # across_t · Cov([whole], s_r) with Cov(v-part) = keep_t Cov(u_t, s_r)
+        lever = own @ keep
+        if flat:
+            lever[:, :, -1] += across[:, :, -1]
+        grad_B += np.einsum("tij,trji->tr", lever, cov_us)
+    second = all_cov + whole[:, :, None] * whole[:, None, :q]
+    grad_L = np.tensordot(half, second, axes=([0, 2], [0, 1])) - (
+        summary.moment.T @ whole[:, :q] / noise
+    )
+    used = np.einsum("tij,tij->", info[:, :, :q], second)
+    if flat:
+        last = np.concatenate([all_cov[:, -1], np.full((n_tasks, 1), cov[-1, -1])], axis=1)
+        last += whole[:, -1:] * whole
+        used += np.einsum("ti,ti->", info[:, :, -1], last)
+    grad_noise = 0.5 * (
+        summary.count - (summary.square / noise + used - 2 * np.sum(moment * whole))
+    )
+    found.gradient = grad_B, grad_kappa, grad_L, grad_noise
+    return found
+
+
+class _Search:
+    """The likelihood of one kind of relations as a function of a flat vector, for L-BFGS-B.
+
+    `rank` 0 is B = b 1, the shared vector with a free strength; `spread` frees each κ_t;
+    `features` is how Ω may differ from the identity.
+    """
+
+    def __init__(self, summaries, data, rank, spread, features, start):
+        self.summaries, self.flat, self.noisy = summaries, data.flat, data.loss == "squared"
+        self.rank, self.spread, self.features = rank, spread, features
+        self.start = start
+        self.n_tasks = len(start.kappa)
+        self.p, self.q = start.root.shape
+        self.lower = np.tril_indices(self.q, -1)
+
+    def initial(self):
+        start, q = self.start, self.q
+        mean_log = np.mean(np.log(start.kappa))
+        scales = np.log(np.diag(start.root[:q]))
+        unit = start.root[:q] / np.exp(scales)[:, None]
+        mixing = start.mixing.ravel() if self.rank else [np.log(start.mixing[0, 0])]
+        parts = {
+            "mixing": mixing,
+            "level": [mean_log],
+            "spread": np.log(start.kappa) - mean_log if self.spread else [],
+            "scales": scales if self.features != "identity" else [],
+            "unit": unit[self.lower] if self.features == "full" else [],
+            "noise": [np.log(start.noise)] if self.noisy else [],
+        }
+        self.ends = np.cumsum([0] + [len(part) for part in parts.values()])
+        self.names = list(parts)
+        reach = {"level": 8.0, "spread": 5.0, "scales": 4.0, "noise": 8.0}
+        reach["mixing"] = np.inf if self.rank else 6.0
+        bounds = []
+        for name, part in parts.items():
+            bound = reach.get(name, np.inf)
+            bounds += [(value - bound, value + bound) for value in part]
+        return np.concatenate([np.asarray(part, dtype=float) for part in parts.values()]), bounds
+
+    def relations(self, x):
+        part = {n: x[a:b] for n, a, b in zip(self.names, self.ends, self.ends[1:])}
+        if self.rank:
+            mixing = part["mixing"].reshape(self.n_tasks, self.rank)
+        else:
+            mixing = np.full((self.n_tasks, 1), np.exp(part["mixing"][0]))
+        kappa = np.exp(part["level"][0] + np.zeros(self.n_tasks))
+        if self.spread:
+            kappa = kappa * np.exp(part["spread"])
+        root = self.start.root
+        if self.features != "identity":
+            unit = np.eye(self.q)
+            if self.features == "full":
+                unit[self.lower] = part["unit"]
+            root = np.zeros((self.p, self.q))
+            root[: self.q] = unit * np.exp(part["scales"])[:, None]
+        noise = np.exp(part["noise"][0]) if self.noisy else 1.0
+        return Relations(mixing, kappa, root, noise, plain=not self.rank)
+
+    def __call__(self, x):
+        relations = self.relations(x)
+        root = relations.root
+        try:
+            value, by_kappa, by_root = self.prior(relations)
+            by_mixing, by_noise = 0.0, 0.0
+            for summary in self.summaries:
+                found = posterior(summary, relations, self.flat, gradient=True)
+                value += found.value
+                by_mixing = by_mixing + found.gradient[0]
+                by_kappa = by_kappa + found.gradient[1]
+                by_root = by_root + found.gradient[2]
+                by_noise += found.gradient[3]
+        except np.linalg.LinAlgError:
+            return 1e300, np.zeros_like(x)
+        parts = [by_mixing.ravel() if self.rank else [np.sum(by_mixing * relations.mixing)]]
+        parts.append([by_kappa.sum()])
+        if self.spread:
+            parts.append(by_kappa)
+        if self.features != "identity":
+            parts.append(np.sum(by_root[: self.q] * root[: self.q], axis=1))
+        if self.features == "full":
+            parts.append((by_root[: self.q] * np.diag(root)[:, None])[self.lower])
+        if self.noisy:
+            parts.append([by_noise])
+        return value, np.concatenate(parts)
+
+    def prior(self, relations):
+        """Negative log prior of κ and Ω, and its gradients in log κ and L."""
+        value, by_kappa, by_root = 0.0, 0.0, 0.0
+        if self.spread:
+            logs = np.log(relations.kappa)
+            by_kappa = (logs - logs.mean()) / KAPPA_SPREAD**2
+            value += 0.5 * np.sum((logs - logs.mean()) ** 2) / KAPPA_SPREAD**2
+        if self.features == "full":
+            # Inverse Wishart about the diagonal matrix that suits Ω best, diag(Ω⁻¹)⁻¹.
+            root = relations.root[: self.q]
+            inverse = np.linalg.inv(root)
+            precision = inverse.T @ inverse
+            partial = 1 / np.diag(precision)
+            value += FEATURE_SHRINKAGE * (np.log(np.diag(root)).sum() - 0.5 * np.log(partial).sum())
+            by_root = np.zeros_like(relations.root)
+            by_root[: self.q] = FEATURE_SHRINKAGE * (inverse.T - precision * partial @ inverse.T)
+        return value, by_kappa, by_root
+
+    def run(self):
+        x, bounds = self.initial()
+        options = {"maxiter": SEARCH_STEPS, "gtol": 1e-2, "maxcor": 20}
+        options["ftol"] = 0.03 / max(1.0, abs(self(x)[0]))
+        found = minimize(self, x, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
+        return self.relations(found.x), float(found.fun)
+
+
+@dataclass
+class Data:
+    """Rows of X (m, p) and, in task order, the observations: families of targets share them.
+
+    A constant is the last column where there is an intercept; `flat` says that a shared intercept
+    without a prior stands beside the vectors.
+    """
+
+    rows: np.ndarray
+    row: np.ndarray
+    task_start: np.ndarray
+    families: list  # of (target (n,), weight (n,))
+    loss: str  # "squared", "log" (targets ±1) or "poisson"
+    flat: bool
+
+    @property
+    def n_tasks(self):
+        return len(self.task_start) - 1
+
+    def by_task(self):
+        for t, (begin, end) in enumerate(zip(self.task_start, self.task_start[1:])):
+            if end > begin:
+                yield t, slice(begin, end), self.rows[self.row[begin:end]]
+
+    def scores(self, vectors):
+        scores = np.empty(len(self.row))
+        for t, own, rows in self.by_task():
+            scores[own] = rows @ vectors[t]
+        return scores
+
+    def losses(self, family, scores):
+        target, weight = self.families[family]
+        if self.loss == "log":
+            return float(weight @ np.logaddexp(0.0, -target * scores))
+        return float(weight @ (np.exp(scores) - target * scores))
+
+    def summary(self, family, vectors):
+        """The quadratic expansion about `vectors` (T, p); for squared loss the same about any."""
+        target, weight = self.families[family]
+        if self.loss == "squared":
+            gram, moment = self._products(weight, weight * target)
+            return Summary(gram, moment, float(weight @ target**2), float(np.sum(weight > 0)))
+        scores = self.scores(vectors)
+        if self.loss == "log":
+            tail = scipy.special.expit(-target * scores)
+            slope, curve = -weight * target * tail, weight * tail * (1 - tail)
+        else:
+            curve = weight * np.exp(scores)
+            slope = curve - weight * target
+        gram, moment = self._products(curve, curve * scores - slope)
+        quadratic = np.einsum("ti,tij,tj->", vectors, gram, vectors, optimize=True)
+        square = 2 * self.losses(family, scores) - quadratic + 2 * np.sum(moment * vectors)
+        return Summary(gram, moment, square, 0.0)
+
+    def _products(self, weight, target):
+        """Σ w z zᵀ and Σ target z over each task's rows."""
+        p = self.rows.shape[1]
+        gram, moment = np.zeros((self.n_tasks, p, p)), np.zeros((self.n_tasks, p))
+        for t, own, rows in self.by_task():
+            gram[t] = (rows * weight[own, None]).T @ rows
+            moment[t] = target[own] @ rows
+        return gram, moment
+
+
+def modes(data, relations, starts):
+    """Posterior modes of all families, by damped Newton steps, and the expansions about them."""
+    found, summaries = [], []
+    for family, now in enumerate(starts):
+        summary = data.summary(family, now.vectors)
+        if data.loss == "squared":
+            now = posterior(summary, relations, data.flat)
+        else:
+            for _ in range(MODE_STEPS):
+                step = posterior(summary, relations, data.flat)
+                now, gain = _damped(data, relations, family, now, step)
+                summary = data.summary(family, now.vectors)
+                if gain < 1e-2:
+                    break
+            now.value = posterior(summary, relations, data.flat).value
+        found.append(now)
+        summaries.append(summary)
+    return found, summaries
+
+
+def _damped(data, relations, family, old, new):
+    """The point towards `new` that lowers the penalised loss, and by how much it does."""
+
+    def objective(at):
+        penalty = np.sum(at.shared**2) + np.sum(at.specific**2 / relations.kappa[:, None])
+        return data.losses(family, data.scores(at.vectors)) + 0.5 * penalty
+
+    before = objective(old)
+    share, at = 1.0, new
+    while not (after := objective(at)) <= before and share > 1e-4:
+        share /= 2
+        at = Posterior(
+            new.value,
+            old.shared + share * (new.shared - old.shared),
+            old.specific + share * (new.specific - old.specific),
+            old.offset + share * (new.offset - old.offset),
+            old.vectors + share * (new.vectors - old.vectors),
+        )
+    return at, before - after
+
+
+def _mixing_cost(relations, found):
+    """What freeing B costs in evidence: Laplace's approximation under rows of B ~ N(mean, Λ).
+
+    Λ is the rows' own covariance, so the cost is ½ Σ_t log |1 + Λ I_t| + ½ T R with I_t the
+    information of the data on row t.
+    """
+    B, L = relations.mixing, relations.root
+    q, spread = L.shape[1], np.cov(relations.mixing.T, ddof=0).reshape(B.shape[1], -1)
+    information = 0.0
+    for at, summary in zip(*found):
+        own = L.T @ (summary.gram / relations.noise) @ L
+        P = np.linalg.inv(own + np.eye(q) / relations.kappa[:, None, None])
+        left = own - own @ P @ own
+        information = information + np.einsum("ri,tij,sj->trs", at.shared, left, at.shared)
+    _, logs = np.linalg.slogdet(np.eye(B.shape[1]) + spread @ information)
+    return 0.5 * (logs.sum() + B.size)
+
+
+def learn(data, root, *, rank="auto", features="identity"):
+    """Maximise the evidence over the relations, and choose their rank by it.
+
+    Parameters
+    ----------
+    data : Data
+        Its weights sum to n where the solver divides by n.
+    root : ndarray of shape (p, q)
+        L to start from; with ``features="identity"`` it stays.
+    rank : int or "auto", default="auto"
+        Columns of B. ``"auto"`` starts from one shared vector (B = b 1) and frees B, a column at a
+        time, for as long as the evidence, less what B's own freedom costs, grows.
+    features : {"identity", "diagonal", "full"}, default="identity"
+
+    Returns
+    -------
+    relations : Relations
+    starts : list of Posterior
+    value : float
+        Negative log evidence, with the cost of what was freed.
+    """
+    with threadpool_limits(1, user_api="blas"):  # many small products: threads would only wait
+        return _learn(data, root, rank, features)
+
+
+def _learn(data, root, rank, features):
+    relations, starts = _first(data, root)
+    now = best = _rounds(data, relations, modes(data, relations, starts), 0, False, features)
+    most = min(data.n_tasks, root.shape[1], MAX_RANK) if rank == "auto" else rank
+    for columns in range(1, most + 1) if data.n_tasks > 1 else ():
+        promising, relations, found = _with_column(data, now, columns)
+        if rank == "auto" and not promising:
+            break
+        now = _rounds(data, relations, found, columns, False, features)
+        cost = _mixing_cost(*now[1:])
+        if rank != "auto" or now[0] + cost < best[0]:
+            best = now[0] + cost, *now[1:]
+        elif columns - (0 if best[1].plain else best[1].mixing.shape[1]) >= 2:
+            break
+    if data.n_tasks > 2 and _tasks_differ_in_size(data, best):
+        columns = 0 if best[1].plain else best[1].mixing.shape[1]
+        freed = _rounds(data, *best[1:], columns, True, features)
+        value = freed[0] + _spread_cost(data, root)
+        value += _mixing_cost(*freed[1:]) if columns else 0.0
+        if value < best[0]:
+            best = value, *freed[1:]
+    value, relations, (starts, _) = best
+    return relations, starts, value
+
+
+def _spread_cost(data, root):
+    return 0.5 * data.n_tasks * np.log1p(root.shape[1] / 2 * KAPPA_SPREAD**2)
+
+
+def _tasks_differ_in_size(data, now):
+    """Whether the score in log κ_t promises more than freeing κ costs."""
+    _, relations, (_, summaries) = now
+    q = relations.root.shape[1]
+    score = 0.0
+    for summary in summaries:
+        gradient = posterior(summary, relations, data.flat, gradient=True).gradient[1]
+        score = score + gradient
+    gain = 0.5 * np.sum(score**2) / (q * len(summaries) / 4 + 1 / KAPPA_SPREAD**2)
+    return gain > 0.5 * _spread_cost(data, relations.root)
+
+
+def _first(data, root):
+    """One shared vector and tasks about it, of a size that the targets suggest."""
+    length = np.mean([np.sum(rows**2) / len(rows) for _, _, rows in data.by_task()])
+    target, weight = data.families[0]
+    mean = np.average(target, weights=weight)
+    spread = np.average((target - mean) ** 2, weights=weight)
+    signal, noise = {"squared": (0.3 * spread, 0.7 * spread), "log": (2.0, 1.0)}.get(
+        data.loss, (0.5, 1.0)
+    )
+    size = max(signal, 1e-12) / max(length, 1e-12)
+    relations = Relations(
+        np.full((data.n_tasks, 1), np.sqrt(0.7 * size)),
+        np.full(data.n_tasks, 0.3 * size),
+        root,
+        max(noise, 1e-12),
+    )
+    q = root.shape[1]
+    starts = []
+    for target, weight in data.families:
+        mean = float(np.average(target, weights=weight))
+        if data.loss == "log":
+            mean = float(scipy.special.logit(np.clip((1 + mean) / 2, 1e-6, 1 - 1e-6)))
+        elif data.loss == "poisson":
+            mean = float(np.log(max(mean, 1e-6)))
+        vectors = np.zeros((data.n_tasks, len(root)))
+        offset = mean if data.flat else 0.0
+        vectors[:, -1] += offset
+        starts.append(
+            Posterior(0.0, np.zeros((1, q)), np.zeros((data.n_tasks, q)), offset, vectors)
+        )
+    return relations, starts
+
+
+def _with_column(data, now, columns):
+    """B with its first column freed, or with one more; and whether that promises anything.
+
+    The new column multiplies the main direction that the task-specific parts have in common. With
+    the direction taken as known, rows B_t ~ N(0, λ) have the evidence ½ Σ_t (score_t² /
+    (information_t + 1/λ) - log(1 + λ information_t)): promising, if some λ makes it positive.
+    """
+    _, relations, (starts, summaries) = now
+    specific = np.concatenate([at.specific for at in starts], axis=1)
+    left, _, right = np.linalg.svd(specific, full_matrices=False)
+    direction = left[:, :1] * np.sign(left[:, 0].sum() or 1.0)
+    q = relations.root.shape[1]
+    trials = [right[0].reshape(len(starts), q)]
+    if columns == 1:
+        trials.append(np.array([at.shared[0] for at in starts]))
+    best = -np.inf
+    for trial in trials:
+        score, information = 0.0, 0.0
+        for at, summary, own in zip(starts, summaries, trial):
+            slope, curve = _pull(summary, relations, at, own, data.flat)
+            score, information = score + slope, information + curve
+        for spread in np.geomspace(1e-3, 1e3, 25) / max(np.mean(information), 1e-300):
+            gain = score**2 / (information + 1 / spread) - np.log1p(spread * information)
+            best = max(best, 0.5 * gain.sum())
+    mixing = relations.mixing
+    size = 0.5 * np.sqrt(data.n_tasks * relations.kappa.mean())
+    if columns > 1:
+        mixing = np.column_stack([mixing, size * direction])
+        starts = [
+            replace(at, shared=np.vstack([at.shared, np.zeros((1, at.shared.shape[1]))]))
+            for at in starts
+        ]
+    elif mixing[0, 0] ** 2 < relations.kappa.mean():
+        mixing = mixing + size * direction  # B = b 1 with b near 0 is a saddle
+    return best > 0, replace(relations, mixing=mixing), (starts, summaries)
+
+
+def _pull(summary, relations, at, direction, flat):
+    """Score and information of each task along a direction of the whitened vectors."""
+    L = relations.root
+    q = L.shape[1]
+    along = (summary.gram / relations.noise) @ (L @ direction)  # (T, p)
+    own = L.T @ (summary.gram / relations.noise) @ L
+    P = np.linalg.inv(own + np.eye(q) / relations.kappa[:, None, None])
+    u = relations.mixing @ at.shared
+    fitted = u @ L.T
+    if flat:
+        fitted[:, -1] += at.offset
+    residual = (summary.moment - np.einsum("tij,tj->ti", summary.gram, fitted)) / relations.noise
+    through = np.einsum("tij,tj->ti", P, along @ L)
+    score = residual @ L @ direction - np.einsum("ti,ti->t", through, residual @ L)
+    information = along @ L @ direction - np.einsum("ti,ti->t", through, along @ L)
+    return score, np.maximum(information, 0.0)
+
+
+def _rounds(data, relations, found, columns, spread, features):
+    """Search and expand in turn; return (value, relations, (posteriors, summaries))."""
+    value = np.inf
+    for _ in range(1 if data.loss == "squared" else MAX_ROUNDS):
+        search = _Search(found[1], data, columns, spread, features, relations)
+        relations, new = search.run()
+        found = modes(data, relations, found[0])
+        if abs(value - new) < 0.1:
+            break
+        value = new
+    value = sum(at.value for at in found[0]) + search.prior(relations)[0]
+    return value, relations, found
+
+
+@dataclass
+class Learned:
+    """What was learned: relations of unit mean variance, and where the vectors are under them.
+
+    `strength` is what the evidence would have the penalty multiplied by, beside the summed losses.
+    Vectors w of the solver are ``root @ w`` in the data's coordinates, intercept last.
+    """
+
+    mixing: np.ndarray
+    kappa: np.ndarray
+    root: np.ndarray
+    strength: float
+    log_evidence: float
+    data: Data
+    starts: list
+    components: np.ndarray | None  # (d, p), where features are many
+
+    def modes_at(self, strength):
+        """(shared, specific, offset) of each family, least in losses + strength × penalty."""
+        scale = 1 / np.sqrt(strength)
+        relations = Relations(scale * self.mixing, scale**2 * self.kappa, self.root, 1.0)
+        starts = [replace(at, shared=at.shared / scale) for at in self.starts]
+        found, _ = modes(self.data, relations, starts)
+        return [(scale * at.shared, at.specific, at.offset) for at in found]
+
+
+def learn_relations(
+    X, row, task_start, families, loss, intercept, *, rank="auto", features="identity"
+):
+    """Learn relations from observations as the estimators hold them.
+
+    Parameters
+    ----------
+    X : ndarray or sparse matrix of shape (m, d)
+    row, task_start : the row of X of each observation, in task order, and where tasks begin
+    families : list of (target (n,), weight (n,))
+        One for each output with vectors of its own; all share C.
+    loss : {"squared", "log", "poisson"}
+    intercept : {"none", "shared", "coupled", "free"}
+    rank, features : see `learn`
+
+    Returns
+    -------
+    learned : Learned
+    """
+    n_tasks, d = len(task_start) - 1, X.shape[1]
+    width = max(2, min(MAX_WIDTH, int(np.sqrt(MEMORY / n_tasks))))
+    components = None
+    if d > width:
+        if features != "identity":
+            raise ValueError(
+                f"feature_covariance is {features!r}, which takes at most {width} features for "
+                f"{n_tasks} tasks, but X has {d}; use 'identity'"
+            )
+        components = randomized_svd(X, width, random_state=0)[2].T
+        rows = np.asarray(X @ components, dtype=np.float64)
+    else:
+        rows = np.asarray(X.toarray() if sp.issparse(X) else X, dtype=np.float64)
+    p = rows.shape[1]
+    root = np.eye(p)
+    if intercept != "none":
+        rows = np.column_stack([rows, np.ones(len(rows))])
+        root = np.eye(p + 1)
+        if intercept == "shared":
+            root = root[:, :p]
+        elif intercept == "free":
+            root[-1, -1] = FREE
+    data = Data(rows, row, task_start, families, loss, intercept in ("shared", "coupled"))
+    relations, starts, value = learn(data, root, rank=rank, features=features)
+    return _normalised(relations, starts, value, data, components, intercept)
+
+
+def _normalised(relations, starts, value, data, components, intercept):
+    """Unit mean variance; columns of B orthogonal, the strongest first; κ above its floor."""
+    B, kappa, root = relations.mixing, relations.kappa, relations.root
+    if intercept == "coupled":
+        size = root[-1, -1]
+    else:
+        d = len(root) - (intercept != "none")
+        size = np.sqrt(np.sum(root[:d, :d] ** 2) / d)
+    level = np.mean(np.sum(B**2, axis=1) + kappa)
+    kappa = np.maximum(kappa, FLOOR * level)
+    level = np.mean(np.sum(B**2, axis=1) + kappa)
+    left, values, turn = np.linalg.svd(B, full_matrices=False)
+    sign = np.where(left.sum(axis=0) < 0, -1.0, 1.0)
+    starts = [
+        replace(
+            at,
+            shared=size * np.sqrt(level) * sign[:, None] * (turn @ at.shared),
+            specific=size * at.specific,
+        )
+        for at in starts
+    ]
+    return Learned(
+        np.ascontiguousarray(left * values * sign / np.sqrt(level)),
+        kappa / level,
+        root / size,
+        relations.noise / (level * size**2),
+        -value,
+        data,
+        starts,
+        components,
+    )
