@@ -1,13 +1,13 @@
 import numpy as np
 
 # Powers multiply the rounding of the inner product; sums of products cancel.
-TOLERANCE = {"gram": 10, "gram_product": 100}
+TOLERANCE = {"gram": 10, "gram_product": 100, "gram_gradient": 100}
 
 
 def gram(rng, dtype):
     sizes = [(1, 1, 1), (3, 5, 2), (8, 24, 16), (9, 25, 7), (100, 251, 33), (97, 300, 300)]
     for n, m, d in [*sizes, (5, 700, 600), (4, 0, 3)]:
-        for function in range(5):
+        for function in range(7):
             for symmetric in (False, True):
                 X = rng.normal(size=(n, d)).astype(dtype) / np.sqrt(d)
                 Y = X if symmetric else rng.normal(size=(m, d)).astype(dtype) / np.sqrt(d)
@@ -37,4 +37,21 @@ def gram_product(rng, dtype):
             yield {**case, "vectors": vectors, "out": out}
 
 
-CASES = {"gram": gram, "gram_product": gram_product}
+def gram_gradient(rng, dtype):
+    for case in gram(rng, dtype):
+        if case["Y"] is None or case["function"] < 5:
+            continue
+        shape = case["out"].shape
+        yield {
+            "X": case["X"],
+            "Y": case["Y"],
+            "weights": rng.normal(size=(shape[0], shape[1] + 3)).astype(dtype)[:, : shape[1]],
+            "out": np.ones((shape[0], 2)),
+            "function": case["function"],
+            "scale": 2.0,
+            "shift": 0.25,
+            "n_threads": 1,
+        }
+
+
+CASES = {"gram": gram, "gram_gradient": gram_gradient, "gram_product": gram_product}

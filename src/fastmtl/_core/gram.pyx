@@ -1,13 +1,22 @@
 """Gram matrices ``f(scale x_i·y_j + shift + row_term_i + column_term_j)``, tiled over threads."""
 
 from cython.parallel cimport prange
+from cpython.buffer cimport (
+    PyBUF_FORMAT,
+    PyBUF_STRIDES,
+    PyBUF_WRITABLE,
+    PyBuffer_Release,
+    PyObject_GetBuffer,
+)
 from libc.stdint cimport int32_t, int64_t, uintptr_t
-
-import numpy as np
+from libc.stdlib cimport free, malloc
 
 from fastmtl._core.cpu cimport simd_level
 
 cdef extern from "gram.h" nogil:
+    enum:
+        GRAM_TANH_SLOPE
+
     ctypedef struct gram_problem:
         const void *X
         int64_t n, d, x_stride
@@ -22,6 +31,8 @@ cdef extern from "gram.h" nogil:
         int32_t stream
         const void *vectors
         int64_t vector_stride, n_vectors
+        const void *weights
+        int64_t weight_stride
 
     ctypedef struct gram_table:
         int64_t panel, tile_rows, tile_columns
@@ -32,6 +43,8 @@ cdef extern from "gram.h" nogil:
                               void *) noexcept nogil
         void (*product_tile)(const gram_problem *, int64_t, int64_t, int64_t, int64_t,
                              void *) noexcept nogil
+        void (*gradient_tile)(const gram_problem *, int64_t, int64_t, int64_t, int64_t,
+                              void *) noexcept nogil
 
     const gram_table *gram_table_f64(int level)
     const gram_table *gram_table_f32(int level)
@@ -40,11 +53,44 @@ cdef enum:
     PACKED_BYTES = 1 << 22   # of Y at a time: it stays in the outer cache
     STREAM_BYTES = 1 << 23   # outputs beyond the caches are written past them
     CACHE_LINE = 64
+    SMALL = 768              # rows; below, tiles shrink so that all threads have some
+
+cdef enum:
+    PLAIN, MIRRORED, PRODUCT, GRADIENT
 
 
-cdef inline char *_address(array):
-    cdef uintptr_t address = array.ctypes.data
-    return <char *>address
+cdef class _Rows:
+    """A view of a matrix (or vector) with contiguous rows: what the C side needs to know of it."""
+
+    cdef Py_buffer view
+    cdef bint held
+    cdef char *data
+    cdef char letter
+    cdef int64_t size, n, d, stride
+
+    def __cinit__(self, array, str name, int ndim=2, bint writable=False):
+        self.held = False
+        PyObject_GetBuffer(
+            array, &self.view, PyBUF_STRIDES | PyBUF_FORMAT | (PyBUF_WRITABLE if writable else 0)
+        )
+        self.held = True
+        cdef Py_buffer *view = &self.view
+        self.letter = view.format[0]
+        if (self.letter != b"d" and self.letter != b"f") or view.format[1] != 0:
+            raise TypeError(f"{name} must be float32 or float64, got {array.dtype}")
+        if view.ndim != ndim:
+            raise ValueError(f"{name} must have {ndim} dimensions, got {view.ndim}")
+        self.data = <char *>view.buf
+        self.size = view.itemsize
+        self.n = view.shape[0]
+        self.d = view.shape[1] if ndim == 2 else 1
+        self.stride = view.strides[0] // self.size
+        if view.strides[ndim - 1] != self.size and view.shape[ndim - 1] > 1:
+            raise ValueError(f"rows of {name} must be contiguous")
+
+    def __dealloc__(self):
+        if self.held:
+            PyBuffer_Release(&self.view)
 
 
 cdef inline char *_aligned(char *p) noexcept nogil:
@@ -57,11 +103,27 @@ def gram(X, Y, out, int function, double scale, double shift, int degree, row_te
 
     See :func:`fastmtl.reference.gram.gram`.
     """
-    other = X if Y is None else Y
-    if out.shape[0] != X.shape[0] or out.shape[1] != other.shape[0]:
-        raise ValueError("shapes do not agree")
-    _pass(X, other, out, None, Y is None, function, scale, shift, degree, row_term, column_term,
-          n_threads)
+    cdef gram_problem P
+    cdef _Rows x = _Rows(X, "X"), y = x if Y is None else _Rows(Y, "Y")
+    cdef _Rows to = _Rows(out, "out", 2, True), row = None, column = None
+    if (row_term is None) != (column_term is None):
+        raise ValueError("row_term and column_term come together")
+    if row_term is not None:
+        row, column = _Rows(row_term, "row_term", 1), _Rows(column_term, "column_term", 1)
+        if row.n != x.n or column.n != y.n or row.letter != x.letter or column.letter != x.letter:
+            raise ValueError("shapes or dtypes do not agree")
+    if to.n != x.n or to.d != y.n or to.letter != x.letter:
+        raise ValueError("shapes or dtypes do not agree")
+    _state(&P, x, to, function, scale, shift, degree)
+    if row is not None:
+        P.row_term = row.data
+        P.column_term = column.data
+    P.stream = (
+        x.n * y.n * x.size >= STREAM_BYTES
+        and <uintptr_t>to.data % CACHE_LINE == 0
+        and to.stride * to.size % CACHE_LINE == 0
+    )
+    _pass(&P, x, y, MIRRORED if Y is None else PLAIN, n_threads)
 
 
 def gram_product(X, Y, vectors, out, int function, double scale, double shift, int degree, row_term,
@@ -70,125 +132,144 @@ def gram_product(X, Y, vectors, out, int function, double scale, double shift, i
 
     See :func:`fastmtl.reference.gram.gram_product`.
     """
-    if out.shape[0] != X.shape[0] or out.shape[1] != vectors.shape[0] or (
-        vectors.shape[1] != Y.shape[0] or vectors.dtype != X.dtype
-    ):
+    cdef gram_problem P
+    cdef _Rows x = _Rows(X, "X"), y = _Rows(Y, "Y"), v = _Rows(vectors, "vectors")
+    cdef _Rows to = _Rows(out, "out", 2, True), row = None, column = None
+    if (row_term is None) != (column_term is None):
+        raise ValueError("row_term and column_term come together")
+    if row_term is not None:
+        row, column = _Rows(row_term, "row_term", 1), _Rows(column_term, "column_term", 1)
+        if row.n != x.n or column.n != y.n or row.letter != x.letter or column.letter != x.letter:
+            raise ValueError("shapes or dtypes do not agree")
+    if to.n != x.n or to.d != v.n or v.d != y.n or v.letter != x.letter or to.letter != x.letter:
         raise ValueError("shapes or dtypes do not agree")
     out[...] = 0
-    _pass(X, Y, out, vectors, False, function, scale, shift, degree, row_term, column_term,
-          n_threads)
+    _state(&P, x, to, function, scale, shift, degree)
+    if row is not None:
+        P.row_term = row.data
+        P.column_term = column.data
+    P.vectors = v.data
+    P.vector_stride = v.stride
+    P.n_vectors = v.n
+    _pass(&P, x, y, PRODUCT, n_threads)
 
 
-cdef _pass(X, other, out, vectors, bint symmetric, int function, double scale, double shift,
-           int degree, row_term, column_term, int n_threads):
-    if not (X.dtype == other.dtype == out.dtype):
-        raise TypeError("X, Y and out must have one dtype")
-    cdef const gram_table *table
-    if X.dtype == np.float64:
-        table = gram_table_f64(simd_level)
-    elif X.dtype == np.float32:
-        table = gram_table_f32(simd_level)
-    else:
-        raise TypeError(f"dtype must be float32 or float64, got {X.dtype}")
-    cdef int64_t size = X.itemsize, n = X.shape[0], m = other.shape[0], d = X.shape[1]
-    if other.shape[1] != d:
-        raise ValueError("shapes do not agree")
-    if n == 0 or m == 0:
-        return
-    if (d > 1 and (X.strides[1] != size or other.strides[1] != size)) or (
-        out.shape[1] > 1 and out.strides[1] != size
-    ):
-        raise ValueError("rows of X, Y and out must be contiguous")
+def gram_gradient(X, Y, weights, out, int function, double scale, double shift, int n_threads):
+    """Fill `out` (n, 2), float64, with the rows' sums of a weighted Gram's derivatives.
 
+    See :func:`fastmtl.reference.gram.gram_gradient`.
+    """
     cdef gram_problem P
-    cdef int64_t y_stride = other.strides[0] // size
-    cdef char *y = _address(other)
-    P.X = _address(X)
-    P.n = n
-    P.d = d
-    P.x_stride = X.strides[0] // size
+    cdef _Rows x = _Rows(X, "X"), y = _Rows(Y, "Y"), w = _Rows(weights, "weights")
+    cdef _Rows to = _Rows(out, "out", 2, True)
+    if (to.n != x.n or to.d != 2 or to.letter != b"d" or w.n != x.n or w.d != y.n
+            or w.letter != x.letter):
+        raise ValueError("shapes or dtypes do not agree")
+    out[...] = 0
+    _state(&P, x, to, function, scale, shift, 0)
+    P.weights = w.data
+    P.weight_stride = w.stride
+    _pass(&P, x, y, GRADIENT, n_threads)
+
+
+cdef _state(gram_problem *P, _Rows x, _Rows out, int function, double scale, double shift,
+            int degree):
+    if not 0 <= function <= GRAM_TANH_SLOPE:
+        raise ValueError(f"function {function} is unknown")
+    P.X = x.data
+    P.n = x.n
+    P.d = x.d
+    P.x_stride = x.stride
+    P.row_term = P.column_term = NULL
     P.scale = scale
     P.shift = shift
     P.function = function
     P.degree = degree
-    P.row_term = _address(row_term) if row_term is not None else NULL
-    cdef char *column_terms = _address(column_term) if column_term is not None else NULL
-    cdef char *first_out = _address(out)
-    P.out_stride = out.strides[0] // size
-    P.stream = (
-        vectors is None
-        and n * m * size >= STREAM_BYTES
-        and <uintptr_t>first_out % CACHE_LINE == 0
-        and out.strides[0] % CACHE_LINE == 0
-    )
+    P.out = out.data
+    P.out_stride = out.stride
+    P.stream = 0
+    P.vectors = P.weights = NULL
+    P.vector_stride = P.n_vectors = P.weight_stride = 0
 
-    cdef char *first_vector = NULL
-    P.vectors = NULL
-    P.vector_stride = P.n_vectors = 0
-    if vectors is not None:
-        if m > 1 and vectors.strides[1] != size:
-            raise ValueError("rows of vectors must be contiguous")
-        first_vector = _address(vectors)
-        P.n_vectors = vectors.shape[0]
-        P.vector_stride = vectors.strides[0] // size
 
-    cdef int64_t panel = table.panel, columns_at_once, n_panels
-    columns_at_once = max(table.tile_columns,
-                          PACKED_BYTES // (max(1, d) * size) // table.tile_columns
-                          * table.tile_columns)
-    if symmetric:
+cdef _pass(gram_problem *P, _Rows x, _Rows y, int task, int n_threads):
+    cdef const gram_table *table
+    cdef int64_t size = x.size, n = x.n, m = y.n, d = x.d
+    if y.d != d or y.letter != x.letter:
+        raise ValueError("shapes or dtypes do not agree")
+    if n == 0 or m == 0:
+        return
+    table = gram_table_f64(simd_level) if size == 8 else gram_table_f32(simd_level)
+    cdef int64_t tile_rows = table.tile_rows, tile_columns = table.tile_columns
+    cdef int64_t panel = table.panel, columns_at_once, whole = (m + panel - 1) // panel * panel
+    if task == MIRRORED:
         # Square tiles on one grid for rows and columns; the whole of X is packed at once.
-        columns_at_once = (m + panel - 1) // panel * panel
-    columns_at_once = min(columns_at_once, (m + panel - 1) // panel * panel)
-    packed_array = np.empty(columns_at_once * d * size + CACHE_LINE, dtype=np.uint8)
-    cdef char *packed = _aligned(_address(packed_array))
-    P.packed = packed
+        if n < SMALL:
+            tile_rows //= 2
+        tile_columns = tile_rows
+        columns_at_once = whole
+    else:
+        if n < SMALL:  # enough tiles for all threads
+            tile_rows = min(tile_rows, (n // (4 * n_threads) + 8) // 8 * 8)
+        columns_at_once = max(1, PACKED_BYTES // (max(1, d) * size) // tile_columns) * tile_columns
+        columns_at_once = min(columns_at_once, whole)
     cdef int64_t scratch_size = (
         2 * (table.tile_rows + 8) * table.tile_columns * size + CACHE_LINE
     ) // CACHE_LINE * CACHE_LINE
-    scratch_array = np.empty(n_threads * scratch_size + CACHE_LINE, dtype=np.uint8)
-    cdef char *scratch = _aligned(_address(scratch_array))
+    cdef char *memory = <char *>malloc(
+        n_threads * scratch_size + columns_at_once * d * size + CACHE_LINE
+    )
+    if memory == NULL:
+        raise MemoryError("no memory for the tiles of a Gram matrix")
+    with nogil:
+        _columns(table, P, y.data, y.stride, m, size, columns_at_once, task, tile_rows,
+                 tile_columns, _aligned(memory), scratch_size, n_threads)
+        free(memory)
 
-    cdef int64_t begin = 0, width, p, tiles, tiles_across, tile_rows = table.tile_rows
-    cdef int64_t tile_columns = table.tile_columns
-    if symmetric:
-        tile_rows = tile_columns = table.tile_columns // panel * panel
-        if tile_rows > table.tile_rows:
-            tile_rows = tile_columns = max(panel, table.tile_rows // panel * panel)
+
+cdef void _columns(const gram_table *table, gram_problem *P, char *y, int64_t y_stride, int64_t m,
+                   int64_t size, int64_t columns_at_once, int task, int64_t tile_rows,
+                   int64_t tile_columns, char *scratch, int64_t scratch_size,
+                   int n_threads) noexcept nogil:
+    """Packs and passes over as many columns at a time as the outer cache holds."""
+    cdef int64_t begin = 0, width, p, tiles, tiles_across, n_panels, panel = table.panel, d = P.d
+    cdef char *packed = scratch + n_threads * scratch_size
+    cdef gram_problem part = P[0]
+    part.packed = packed
     while begin < m:
         width = min(columns_at_once, m - begin)
         n_panels = (width + panel - 1) // panel
-        for p in prange(n_panels, nogil=True, num_threads=n_threads, schedule="static"):
+        for p in prange(n_panels, num_threads=n_threads, schedule="static"):
             table.pack(y + (begin + p * panel) * y_stride * size, y_stride,
                        min(panel, width - p * panel), d, packed + p * panel * d * size)
-        P.m = width
-        if first_vector != NULL:
-            P.vectors = first_vector + begin * size
-            P.out = first_out
+        part.m = width
+        if task <= MIRRORED:
+            part.out = <char *>P.out + begin * size
+        elif task == PRODUCT:
+            part.vectors = <const char *>P.vectors + begin * size
         else:
-            P.out = first_out + begin * size
-        P.column_term = column_terms + begin * size if column_terms != NULL else NULL
+            part.weights = <const char *>P.weights + begin * size
+        if P.column_term != NULL:
+            part.column_term = <const char *>P.column_term + begin * size
         tiles_across = (width + tile_columns - 1) // tile_columns
-        tiles = (n + tile_rows - 1) // tile_rows * tiles_across
-        with nogil:
-            _tiles(table, &P, tiles, tiles_across, tile_rows, tile_columns, symmetric, scratch,
-                   scratch_size, n_threads)
+        tiles = (P.n + tile_rows - 1) // tile_rows * tiles_across
+        _tiles(table, &part, task, tiles, tiles_across, tile_rows, tile_columns, scratch,
+               scratch_size, n_threads)
         begin += width
 
 
-cdef void _tiles(const gram_table *table, const gram_problem *P, int64_t tiles,
-                 int64_t tiles_across, int64_t tile_rows, int64_t tile_columns, bint symmetric,
-                 char *scratch, int64_t scratch_size, int n_threads) noexcept nogil:
-    cdef int64_t chunk, chunks = n_threads * 8, unit = 1
-    if P.vectors != NULL:
-        unit = tiles_across  # a product's rows belong to one thread
+cdef void _tiles(const gram_table *table, const gram_problem *P, int task, int64_t tiles,
+                 int64_t tiles_across, int64_t tile_rows, int64_t tile_columns, char *scratch,
+                 int64_t scratch_size, int n_threads) noexcept nogil:
+    # A product's or gradient's rows belong to one thread.
+    cdef int64_t chunk, chunks = n_threads * 16, unit = 1 if task <= MIRRORED else tiles_across
     if chunks > tiles // unit:
         chunks = tiles // unit
     # Each turn of the loop is a run of tiles, in the scratch of the thread that takes it.
     for chunk in prange(chunks, num_threads=n_threads, schedule="dynamic", chunksize=1):
-        _run_of_tiles(table, P, tiles // unit * chunk // chunks * unit,
-                      tiles // unit * (chunk + 1) // chunks * unit, tiles_across, tile_rows, tile_columns, symmetric,
-                      scratch + _thread_number() * scratch_size)
+        _run_of_tiles(table, P, task, tiles // unit * chunk // chunks * unit,
+                      tiles // unit * (chunk + 1) // chunks * unit, tiles_across, tile_rows,
+                      tile_columns, scratch + _thread_number() * scratch_size)
 
 
 cdef extern from *:
@@ -203,18 +284,20 @@ cdef extern from *:
     int _thread_number "fastmtl_thread_number"() noexcept nogil
 
 
-cdef void _run_of_tiles(const gram_table *table, const gram_problem *P, int64_t begin, int64_t end,
-                        int64_t tiles_across, int64_t tile_rows, int64_t tile_columns,
-                        bint symmetric, char *scratch) noexcept nogil:
+cdef void _run_of_tiles(const gram_table *table, const gram_problem *P, int task, int64_t begin,
+                        int64_t end, int64_t tiles_across, int64_t tile_rows, int64_t tile_columns,
+                        char *scratch) noexcept nogil:
     cdef int64_t t, i, j, i_end, j_end
     for t in range(begin, end):
         i = t // tiles_across * tile_rows
         j = t % tiles_across * tile_columns
         i_end = min(i + tile_rows, P.n)
         j_end = min(j + tile_columns, P.m)
-        if P.vectors != NULL:
-            table.product_tile(P, i, i_end, j, j_end, scratch)
-        elif not symmetric:
+        if task == PLAIN:
             table.tile(P, i, i_end, j, j_end, scratch)
+        elif task == PRODUCT:
+            table.product_tile(P, i, i_end, j, j_end, scratch)
+        elif task == GRADIENT:
+            table.gradient_tile(P, i, i_end, j, j_end, scratch)
         elif j >= i:
             table.mirrored_tile(P, i, i_end, j, j_end, scratch)

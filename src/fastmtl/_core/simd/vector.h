@@ -87,3 +87,35 @@ static inline real dot(const real *x, const real *y, ptrdiff_t n) {
     for (; i < n; i++) total += x[i] * y[i];
     return total;
 }
+
+/* LANES vectors of LANES numbers, transposed in place: after round h the h×h squares are right. */
+#define transpose_square NAME(transpose_square_)
+static inline __attribute__((always_inline)) void transpose_square(vec *rows) {
+#if VEC_BYTES && defined(__GNUC__) && !defined(__clang__)
+#pragma GCC unroll 4
+    for (int half = 1; half < LANES; half *= 2) {
+        ivec low, high;
+#pragma GCC unroll 16
+        for (int l = 0; l < LANES; l++) {
+            low[l] = l & half ? LANES + l - half : l;
+            high[l] = l & half ? LANES + l : l + half;
+        }
+#pragma GCC unroll 16
+        for (int a = 0; a < LANES; a++) {
+            if (a & half) continue;
+            const vec upper = rows[a], lower = rows[a + half];
+            rows[a] = __builtin_shuffle(upper, lower, low);
+            rows[a + half] = __builtin_shuffle(upper, lower, high);
+        }
+    }
+#elif VEC_BYTES
+    for (int a = 1; a < LANES; a++)
+        for (int b = 0; b < a; b++) {
+            const real kept = rows[a][b];
+            rows[a][b] = rows[b][a];
+            rows[b][a] = kept;
+        }
+#else
+    (void)rows;
+#endif
+}

@@ -9,3 +9,4 @@
 #undef load_partial
 #undef store_partial
 #undef dot
+#undef transpose_square

@@ -1,5 +1,10 @@
 /* Forgets the short names of vector_math.h. */
 #undef select_lanes
+#undef if_negative
+#undef at_least
+#undef minus_size
+#undef power_table
 #undef vexp_negative
 #undef vlogistic
+#undef vlogistic_slope
 #undef vtanh
