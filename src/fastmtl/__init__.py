@@ -16,6 +16,7 @@ from fastmtl.kernels import (
     tanh_kernel,
 )
 from fastmtl.linear import MultiTaskSGDClassifier, MultiTaskSGDRegressor
+from fastmtl.losses import PointLoss
 from fastmtl.metrics import make_task_scorer, task_scores
 from fastmtl.model_selection import LeaveTasksOut, TaskStratifiedKFold
 from fastmtl.network import (
@@ -39,6 +40,7 @@ __all__ = [
     "MultiTaskSVR",
     "MultiTaskSparseClassifier",
     "MultiTaskSparseRegressor",
+    "PointLoss",
     "SigmoidNystroem",
     "SigmoidOperator",
     "TaskCoupling",

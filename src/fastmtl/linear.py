@@ -27,7 +27,8 @@ from fastmtl.estimators import (
     unchanged_on_error,
 )
 from fastmtl.linear_relations import LinearRelations, learn_linear
-from fastmtl.linear_training import LOSSES, SOFTMAX, State, train
+from fastmtl.linear_training import LOSSES, SOFTMAX, State, constant_score, train
+from fastmtl.losses import as_point_loss
 from fastmtl.monitoring import as_callbacks, hold_out
 from fastmtl.observations import Classes, encode_classes, observe, query
 from fastmtl.row_blocks import warn_if_larger_than_memory
@@ -116,7 +117,8 @@ class _MultiTaskSGD(TaskRelations, OnnxMixin, BaseEstimator):
         check_number(self, "max_iter", low=1, integer=True)
         check_number(self, "n_iter_no_change", low=1, integer=True)
         check_number(self, "validation_fraction", low=0.0, high=1.0, open_low=True)
-        check_word(self, "loss", self._losses)
+        if as_point_loss(self.loss) is None:
+            check_word(self, "loss", self._losses)
         check_word(self, "solver", ("auto", "sgd", "saga"))
         check_word(self, "sampling", ("uniform", "task", "block"))
         check_word(self, "task_intercept", ("coupled", "free", "shared"))
@@ -128,11 +130,11 @@ class _MultiTaskSGD(TaskRelations, OnnxMixin, BaseEstimator):
             )
         if self.learning_rate == "optimal" and self.alpha == 0:
             raise ValueError("alpha is 0; learning_rate='optimal' needs a positive alpha")
-        if self.solver == "saga" and LOSSES[self.loss][1] is None:
+        if self.solver == "saga" and self._smoothness() is None:
             smooth = [name for name in self._losses if LOSSES[name][1] is not None]
             raise ValueError(
                 f"loss is {self.loss!r}, whose derivative has no bounded slope; solver='saga' "
-                f"takes {', '.join(map(repr, smooth))}"
+                f"takes {', '.join(map(repr, smooth))}, or a PointLoss with smoothness"
             )
         resolve_coupling(self.coupling)
         resolve_threads(self.n_threads)
@@ -145,7 +147,11 @@ class _MultiTaskSGD(TaskRelations, OnnxMixin, BaseEstimator):
         asks_for_sgd = self.sampling == "task" or any(
             getattr(self, name) != value for name, value in only_sgd.items()
         )
-        return "sgd" if asks_for_sgd or LOSSES[self.loss][1] is None else "saga"
+        return "sgd" if asks_for_sgd or self._smoothness() is None else "saga"
+
+    def _smoothness(self):
+        own = as_point_loss(self.loss)
+        return LOSSES[self.loss][1] if own is None else own.smoothness
 
     def _observe(self, X, y, tasks, sample_weight, *, reset, known=None):
         if self.sampling != "block":
@@ -356,10 +362,11 @@ class MultiTaskSGDRegressor(RegressorMixin, _MultiTaskSGD):
 
     Parameters
     ----------
-    loss : str, default="squared_error"
+    loss : str, PointLoss or compiled function, default="squared_error"
         ``"squared_error"`` (½(y−p)²), ``"huber"``, ``"epsilon_insensitive"``,
         ``"squared_epsilon_insensitive"``, ``"quantile"`` or ``"poisson"`` (log link; `predict`
-        returns rates). Where there is no derivative the smallest subgradient is taken.
+        returns rates). Where there is no derivative the smallest subgradient is taken. A loss of
+        your own is a compiled function; see :class:`PointLoss`.
     alpha : float, default=1e-4
         Strength of the penalty, non-negative.
     coupling : {"mean", "independent", "pooled", "learn"} or TaskCoupling, default="mean"
@@ -579,11 +586,17 @@ class MultiTaskSGDRegressor(RegressorMixin, _MultiTaskSGD):
         return Classes(np.zeros(1), [np.zeros(1)] * observations.n_tasks, True, observations.target)
 
     def _loss_setting(self, classes):
+        own = as_point_loss(self.loss)
+        if own is not None:
+            return 0, 0.0, own.smoothness, own.address
         code, smoothness = LOSSES[self.loss]
         parameter = self.quantile if self.loss == "quantile" else self.epsilon
-        return code, float(parameter), smoothness
+        return code, float(parameter), smoothness, 0
 
     def _constant_score(self, target, weight):
+        own = as_point_loss(self.loss)
+        if own is not None:
+            return constant_score(own.address, target, weight)
         if self.loss == "quantile":
             return float(np.quantile(target, self.quantile))
         mean = float(np.average(target, weights=weight))
@@ -646,9 +659,10 @@ class MultiTaskSGDClassifier(ClassifierMixin, _MultiTaskSGD):
 
     Parameters
     ----------
-    loss : str, default="log_loss"
+    loss : str, PointLoss or compiled function, default="log_loss"
         ``"log_loss"``, ``"hinge"``, ``"squared_hinge"`` or ``"modified_huber"``. More than two
-        classes per task need ``"log_loss"``, which is then the softmax's cross-entropy.
+        classes per task need ``"log_loss"``, which is then the softmax's cross-entropy. A loss of
+        your own is a compiled function of a target that is +1 or -1; see :class:`PointLoss`.
     alpha : float, default=1e-4
         Strength of the penalty, non-negative.
     coupling : {"mean", "independent", "pooled", "learn"} or TaskCoupling, default="mean"
@@ -818,9 +832,12 @@ class MultiTaskSGDClassifier(ClassifierMixin, _MultiTaskSGD):
 
     def _loss_setting(self, classes):
         if not classes.binary:
-            return SOFTMAX[0], 1.0, SOFTMAX[1]
+            return SOFTMAX[0], 1.0, SOFTMAX[1], 0
+        own = as_point_loss(self.loss)
+        if own is not None:
+            return 0, 0.0, own.smoothness, own.address
         code, smoothness = LOSSES[self.loss]
-        return code, 1.0, smoothness
+        return code, 1.0, smoothness, 0
 
     def _constant_score(self, code, weight):
         if self.loss != "log_loss":

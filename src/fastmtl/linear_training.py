@@ -243,7 +243,7 @@ class _Problem:
 def _problem(model, observations, classes, state, factors, solver):
     X = observations.X
     kind = model._intercept_kind()
-    code, parameter, smoothness = model._loss_setting(classes)
+    code, parameter, smoothness, user = model._loss_setting(classes)
     weight = observations.weight * task_weights(model, observations)[observations.task]
     if model._classification:
         weight = weight * model._class_weights(observations, classes)
@@ -288,7 +288,7 @@ def _problem(model, observations, classes, state, factors, solver):
     arguments = (
         tuple(factors),
         (state.head_start, state.head_class),
-        (code, parameter, damping, 0),
+        (code, parameter, damping, user),
         (float(model.alpha), task_rarity, class_rarity, INTERCEPTS[kind]),
     )
     if sp.issparse(X):
@@ -314,6 +314,21 @@ def _problem(model, observations, classes, state, factors, solver):
         _steps_per_call(X, state),
         _Reading(X, samples["row"]) if model.sampling == "block" else None,
     )
+
+
+def constant_score(user, target, weight):
+    """Where the scores of a user's own loss start: the targets' mean or zero, as it likes better.
+
+    The mean is right for losses that compare p with y, and far off for those with a link.
+    """
+    target = np.ascontiguousarray(target, dtype=np.float64)
+    value, gradient = np.empty_like(target), np.empty_like(target)
+    starts, losses = [float(np.average(target, weights=weight)), 0.0], []
+    for start in starts:
+        score = np.full_like(target, start)
+        linear_sgd.point_losses(0, 0.0, target, score, value, gradient, user)
+        losses.append(weight @ value)
+    return starts[0] if losses[0] < losses[1] else 0.0
 
 
 def _steps_per_call(X, state):

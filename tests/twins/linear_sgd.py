@@ -1,4 +1,6 @@
+import ctypes
 import itertools
+import math
 
 import numpy as np
 import scipy.sparse as sp
@@ -8,6 +10,17 @@ from fastmtl.reference.linear_sgd import COUPLED, FREE, SAMPLE
 # Hundreds of steps, each feeding the next, multiply a rounding error of the scores.
 TOLERANCE = {"sgd_dense": 20, "sgd_csr": 20, "saga_dense": 20, "saga_csr": 20}
 SOFTMAX = -1
+
+
+@ctypes.CFUNCTYPE(
+    ctypes.c_double, ctypes.c_double, ctypes.c_double, ctypes.POINTER(ctypes.c_double)
+)
+def log_cosh(y, p, gradient):
+    gradient[0] = math.tanh(p - y)
+    return math.log(math.cosh(p - y))
+
+
+USER = ctypes.cast(log_cosh, ctypes.c_void_p).value
 
 
 def problem(rng, dtype, *, d, n_shared, kind, code, sparse):
@@ -81,6 +94,8 @@ def sgd_cases(sparse):
                 rng, dtype, d=3 + code, n_shared=code % 3, kind=code % 4, code=code, sparse=sparse
             )
             yield {**case, **schedule(code % 2)}
+        case = problem(rng, dtype, d=5, n_shared=1, kind=COUPLED, code=0, sparse=sparse)
+        yield {**case, **schedule(0), "loss": (0, 0.0, 1.0, USER)}
         for d, n_shared, kind in itertools.product((1, 8, 28, 33), (0, 1, 2), range(4)):
             case = problem(rng, dtype, d=d, n_shared=n_shared, kind=kind, code=0, sparse=sparse)
             yield {**case, **schedule(d % 2)}
@@ -144,6 +159,7 @@ def point_losses(rng, dtype):
             "score": score,
             "value": np.zeros(200),
             "gradient": np.zeros(200),
+            "user": USER if code == 3 else 0,
         }
 
 

@@ -351,10 +351,10 @@ def losses_csr(data, indices, indptr, const sgd_sample[::1] samples, shared, spe
 
 
 def point_losses(int code, double parameter, const double[::1] target, const double[::1] score,
-                 double[::1] value, double[::1] gradient):
+                 double[::1] value, double[::1] gradient, uintptr_t user=0):
     """Write the loss of each (target, score) and its derivative in the score."""
     cdef int64_t i, n = target.shape[0]
-    cdef point_loss loss = point_loss_of(code, parameter, NULL)
+    cdef point_loss loss = point_loss_of(code, parameter, <void *>user)
     if not (score.shape[0] == value.shape[0] == gradient.shape[0] == n):
         raise ValueError("target, score, value and gradient must be of one length")
     with nogil:

@@ -22,6 +22,8 @@ owner : int32 (T,), n_blocks, n_threads
     samples, after each block.
 """
 
+import ctypes
+
 import numpy as np
 
 __all__ = [
@@ -115,19 +117,29 @@ LOSSES = (
 )
 
 
-def point_losses(code, parameter, target, score, value, gradient):
+def _point_loss(code, parameter, user):
+    if not user:
+        return lambda y, p: LOSSES[code](y, p, parameter)
+    double = ctypes.c_double
+    function = ctypes.CFUNCTYPE(double, double, double, ctypes.POINTER(double))(user)
+    gradient = double()
+    return lambda y, p: (function(y, p, gradient), gradient.value)
+
+
+def point_losses(code, parameter, target, score, value, gradient, user=0):
     """Write the loss of each (target, score) and its derivative in the score."""
     if not len(target) == len(score) == len(value) == len(gradient):
         raise ValueError("target, score, value and gradient must be of one length")
+    loss = _point_loss(code, parameter, user)
     for i in range(len(target)):
-        value[i], gradient[i] = LOSSES[code](target[i], score[i], parameter)
+        value[i], gradient[i] = loss(target[i], score[i])
 
 
 def _derivatives(loss, sample, scores):
-    code, parameter = loss[:2]
+    code, parameter, _, user = loss
     weight = sample["weight"]
     if code >= 0:
-        value, gradient = LOSSES[code](sample["target"], scores[0], parameter)
+        value, gradient = _point_loss(code, parameter, user)(sample["target"], scores[0])
         return weight * value, np.array([weight * gradient])
     own = int(sample["target"])
     top = scores.max()
