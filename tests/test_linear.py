@@ -226,6 +226,35 @@ def test_the_three_forms_give_identical_fits(solver, classify):
     assert [len(part) for part in as_list] == [60, 3, 0, 60]
 
 
+@pytest.mark.parametrize("n_threads", [1, 2])
+def test_many_rows_drawn_from_pools_give_identical_fits_near_the_minimum(n_threads):
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(3000, 9))
+    Y = X @ rng.normal(size=(9, 4)) + 0.1 * rng.normal(size=(3000, 4))
+    Y[rng.random(Y.shape) < 0.1] = np.nan
+    given = forms(X, Y)
+    data, target, extra = given["long"]
+    mixed = rng.permutation(len(target))
+    in_task = np.argsort(extra["tasks"][mixed], kind="stable")
+    given["list"] = (
+        [data[mixed][in_task][extra["tasks"][mixed][in_task] == t] for t in range(4)],
+        [target[mixed][in_task][extra["tasks"][mixed][in_task] == t] for t in range(4)],
+        {},
+    )
+    given["long"] = (data[mixed], target[mixed], {"tasks": extra["tasks"][mixed]})
+    settings = {"alpha": 0.01, "random_state": 3}
+    fitted = {
+        name: MultiTaskSGDRegressor(
+            solver="sgd", max_iter=20, tol=None, n_threads=n_threads, **settings
+        ).fit(data, target, **extra)
+        for name, (data, target, extra) in given.items()
+    }
+    assert np.array_equal(fitted["long"].coef_, fitted["list"].coef_)
+    exact = MultiTaskSGDRegressor(solver="saga", tol=1e-8, max_iter=1000, **settings).fit(X, Y)
+    for model in fitted.values():
+        np.testing.assert_allclose(model.coef_, exact.coef_, atol=0.02)
+
+
 def test_matrix_form_is_a_drop_in_for_multi_output_logistic_regression():
     X, Y = datasets.load_diabetes_tasks(return_X_y=True)
     Y = np.column_stack([np.where(Y[:, 0] > 0, "high", "low"), np.where(Y[:, 6] > 0, "yes", "no")])

@@ -51,6 +51,9 @@ SAMPLE = np.dtype(
 WORK_PER_CALL = 300_000_000  # multiplications, well under a second, so that Ctrl-C is heard
 MOST_STEPS_PER_CALL = 2_000_000
 BLOCKS_PER_EPOCH = 16
+# Samples near one another in memory are fetched together, and mixed with those of 63 other places.
+POOL, POOL_BLOCK = 512, 8
+PACKED_BYTES = 1 << 28  # a copy in task order pays for itself within a few epochs
 
 
 @dataclass
@@ -76,6 +79,8 @@ def train(model, training, held_out, state, factors, max_iter, *, partial=False)
     """
     solver = "sgd" if partial else model._solver()
     problem = _problem(model, *training, state, factors, solver)
+    if max_iter > 2:
+        problem.pack()
     judge = None if held_out is None else _problem(model, *held_out, state, factors, "sgd")
     rng = check_random_state(model.random_state)
     if partial and state.steps:
@@ -194,10 +199,25 @@ class _Problem:
     free: bool
     chance: np.ndarray
     by_task: bool
+    pooled: bool
     smoothness: float
     schedule: tuple
     steps_per_call: int
     reading: _Reading | None
+
+    def pack(self):
+        """Put the rows of a small dense X in the order of the samples, for faster draws."""
+        X, row = self.data[0], self.samples["row"]
+        small = self.dense and self.reading is None and X.nbytes <= PACKED_BYTES
+        if small and len(row) <= len(X) and np.any(np.diff(row) < 0):
+            self.data = (X[row],)
+            row[:] = np.arange(len(row))
+
+    @property
+    def pool(self):
+        """How many draws apart samples come from one neighbourhood of X; 0: from anywhere."""
+        jumps = np.count_nonzero(np.diff(self.samples["row"]) < 0)
+        return POOL if self.pooled and jumps * POOL_BLOCK < len(self.samples) else 0
 
     def loss_value(self, state):
         task_loss = np.zeros(len(self.chance))
@@ -309,6 +329,7 @@ def _problem(model, observations, classes, state, factors, solver):
         kind == "free",
         chance,
         by_task,
+        solver == "sgd" and model.sampling == "uniform" and not sp.issparse(X) and n >= 16 * POOL,
         bound,
         schedule,
         _steps_per_call(X, state),
@@ -368,6 +389,10 @@ def _orders(problem, seed):
     if problem.by_task:
         order = np.empty(n, dtype=np.int64)
         core_random.draw_by_task(order, problem.task_start, problem.present, seed)
+    elif problem.pooled:
+        order = np.empty(n, dtype=np.int64)
+        blocks = np.empty(-(-n // POOL_BLOCK), dtype=np.int64)
+        core_random.shuffle_pools(order, blocks, POOL_BLOCK, POOL, seed)
     else:
         order = np.arange(n)
         core_random.shuffle(order, seed)
@@ -378,6 +403,7 @@ def _orders(problem, seed):
 def _sgd(problem, state, tol, n_iter_no_change, n_threads):
     counts = np.diff(problem.task_start)
     owner = _owners(counts, n_threads)
+    pool = problem.pool
     function = linear_sgd.sgd_dense if problem.dense else linear_sgd.sgd_csr
 
     def run(order):
@@ -390,7 +416,7 @@ def _sgd(problem, state, tol, n_iter_no_change, n_threads):
             state.specific,
             state.intercept,
             *problem.arguments,
-            (*problem.schedule, state.steps),
+            (*problem.schedule, state.steps, pool),
             owner,
             n_blocks,
             n_threads,

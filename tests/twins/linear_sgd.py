@@ -105,7 +105,7 @@ def sgd_cases(sparse):
 
 def schedule(power):
     return {
-        "schedule": (0.05 * 20**power, 20.0, float(power), 3),
+        "schedule": (0.05 * 20**power, 20.0, float(power), 3, 40),
         "owner": np.array([0, 1, 1, 0], dtype=np.int32),
         "n_blocks": 3,
         "n_threads": 1,

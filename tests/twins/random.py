@@ -6,6 +6,17 @@ def shuffle(rng, dtype):
         yield {"order": np.arange(n), "seed": int(rng.integers(2**63))}
 
 
+def shuffle_pools(rng, dtype):
+    for n, block, pool in ((0, 4, 8), (1, 4, 8), (7, 8, 3), (100, 8, 32), (1001, 1, 512)):
+        yield {
+            "order": np.zeros(n, dtype=np.int64),
+            "blocks": np.zeros(-(-n // block), dtype=np.int64),
+            "block": block,
+            "pool": pool,
+            "seed": int(rng.integers(2**63)),
+        }
+
+
 def draw_by_task(rng, dtype):
     start = np.array([0, 1, 40, 40, 45])
     for n in (0, 1, 300):
@@ -17,4 +28,4 @@ def draw_by_task(rng, dtype):
         }
 
 
-CASES = {"shuffle": shuffle, "draw_by_task": draw_by_task}
+CASES = {"shuffle": shuffle, "shuffle_pools": shuffle_pools, "draw_by_task": draw_by_task}

@@ -47,6 +47,8 @@ typedef struct {
     double *intercept_average;
     const void *shared_spread, *specific_spread;
     double *scratch; /* 2 * most heads of a task */
+    int64_t pool; /* draws this far apart lie near one another in memory; 0: anywhere */
+    int32_t specific_cached; /* fits a core's cache: nothing to prefetch */
 } sgd_problem;
 
 /* Runs the samples in `order`; returns the sum of their weighted losses, each before its step. */

@@ -4,7 +4,9 @@ The equations are in ``linear_sgd_kernels.h``; here are the doors: arrays in, po
 """
 
 from cython.parallel cimport prange
-from libc.stdint cimport int32_t, int64_t, uintptr_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uintptr_t
+
+from libc.string cimport memcpy
 
 import numpy as np
 
@@ -56,6 +58,8 @@ cdef extern from "linear_sgd.h" nogil:
         const void *shared_spread
         const void *specific_spread
         double *scratch
+        int64_t pool
+        int32_t specific_cached
 
     ctypedef double (*sgd_function)(
         const sgd_problem *, const int64_t *, int64_t, int64_t) noexcept nogil
@@ -71,8 +75,14 @@ cdef extern from "linear_sgd.h" nogil:
     const sgd_table *sgd_table_f64(int level)
     const sgd_table *sgd_table_f32(int level)
 
+ctypedef fused real:
+    float
+    double
+
 cdef enum:
     MAX_THREADS = 256
+    CACHE_BYTES = 1 << 20
+    WORTH_A_THREAD = 1 << 15
 
 
 cdef const void *_address(array, bint writable):
@@ -128,6 +138,8 @@ cdef int _fill(sgd_problem *P, X, const sgd_sample[::1] samples, shared, specifi
     P.smoothness = loss[2]
     P.poisson = loss[0] == LOSS_POISSON
     P.rate_scale, P.rate_offset, P.rate_power = schedule[:3]
+    P.pool = schedule[4] if len(schedule) > 4 else 0
+    P.specific_cached = specific.nbytes <= CACHE_BYTES
     P.memory_stride = 1
     for t in range(kappa.shape[0]):
         if head_start[t + 1] - head_start[t] > P.memory_stride:
@@ -151,100 +163,136 @@ cdef int _fill_csr(sgd_problem *P, const int32_t[::1] indices, const int64_t[::1
     return 0
 
 
-def _average(parts, weights):
-    return sum(w * p for w, p in zip(weights, parts))
-
-
 cdef double _run(sgd_function function, sgd_problem *P, const int64_t[::1] order, int64_t step,
                  shared, specific, intercept, const int32_t[::1] owner, int n_threads,
                  int n_blocks, bint csr) except? -1:
     """Run `order` on each thread's own tasks; merge the shared part after each of `n_blocks`."""
-    cdef int64_t n = order.shape[0], n_tasks = owner.shape[0], i
+    cdef int64_t n = order.shape[0], n_vectors = shared.shape[0] * shared.shape[1], drawn
     cdef int k, block
     cdef double total = 0.0
-    cdef sgd_problem problems[MAX_THREADS]
-    cdef double totals[MAX_THREADS]
-    n_threads = max(1, min(n_threads, MAX_THREADS, <int>n_tasks))
-    scratch = np.zeros((n_threads, 2 * P.memory_stride))
-    shared_scale = np.ones((n_threads, max(1, shared.shape[0] * shared.shape[1])))
+    cdef bint single = shared.dtype == np.float32
+    n_threads = max(1, min(n_threads, MAX_THREADS, <int>owner.shape[0]))
+    cdef double[:, ::1] scratch = np.zeros((n_threads, 2 * P.memory_stride))
+    cdef double[:, ::1] shared_scale = np.ones((n_threads, max(1, n_vectors)))
     specific_scale = np.ones(specific.shape[0])
-    cdef double[:, ::1] scratch_view = scratch
-    cdef double[:, ::1] shared_scale_view = shared_scale
     cdef double[::1] specific_scale_view = specific_scale
+    P.specific_scale = &specific_scale_view[0]
     if n_threads == 1:
-        P.scratch = &scratch_view[0, 0]
-        P.shared_scale = &shared_scale_view[0, 0]
-        P.specific_scale = &specific_scale_view[0]
+        P.scratch = &scratch[0, 0]
+        P.shared_scale = &shared_scale[0, 0]
         with nogil:
             total = function(P, &order[0], n, step) if n else 0.0
         if csr:
-            _multiply_out(shared, shared_scale[0])
+            shared *= np.reshape(shared_scale[0, :n_vectors], (*shared.shape[:2], 1)).astype(
+                shared.dtype)
             specific *= specific_scale[:, None].astype(specific.dtype)
         return total
 
-    orders = _split_order(np.asarray(order), np.asarray(owner), P, n_threads)
-    cdef int64_t[MAX_THREADS] begins, lengths, sizes
-    cdef const int64_t *pieces[MAX_THREADS]
-    cdef const int64_t[::1] piece
-    for k in range(n_threads):
-        piece = orders[k]
-        sizes[k] = piece.shape[0]
-        pieces[k] = &piece[0] if piece.shape[0] else NULL
-    copies = [shared.copy() for _ in range(n_threads)]
-    intercepts = [np.array(intercept) for _ in range(n_threads)]
-    cdef double[::1] intercept_view
+    cdef sgd_problem problems[MAX_THREADS]
+    cdef double totals[MAX_THREADS]
+    cdef int64_t bounds[MAX_THREADS + 1]
+    cdef int64_t begins[MAX_THREADS]
+    cdef int64_t lengths[MAX_THREADS]
+    cdef int64_t[::1] pieces = _split_order(order, owner, P.samples, n_threads, bounds)
+    copies = np.repeat(np.asarray(shared)[None], n_threads, axis=0)
+    cdef double[:, ::1] intercepts = np.repeat(np.asarray(intercept)[None], n_threads, axis=0)
+    cdef uintptr_t copy_address = <uintptr_t>_address(copies, True)
+    cdef int64_t copy_bytes = shared.nbytes
     for k in range(n_threads):
         problems[k] = P[0]
-        problems[k].shared = <void *>_address(copies[k], True)
-        intercept_view = intercepts[k]
-        problems[k].intercept = &intercept_view[0]
-        problems[k].scratch = &scratch_view[k, 0]
-        problems[k].shared_scale = &shared_scale_view[k, 0]
-        problems[k].specific_scale = &specific_scale_view[0]
+        problems[k].shared = <void *>(copy_address + k * copy_bytes)
+        problems[k].intercept = &intercepts[k, 0]
+        problems[k].scratch = &scratch[k, 0]
+        problems[k].shared_scale = &shared_scale[k, 0]
+        problems[k].pool = P.pool // n_threads
     for block in range(n_blocks):
+        drawn = 0
         for k in range(n_threads):
-            begins[k] = sizes[k] * block // n_blocks
-            lengths[k] = sizes[k] * (block + 1) // n_blocks - begins[k]
+            begins[k] = bounds[k] + (bounds[k + 1] - bounds[k]) * block // n_blocks
+            lengths[k] = bounds[k] + (bounds[k + 1] - bounds[k]) * (block + 1) // n_blocks - begins[k]
+            drawn += lengths[k]
+        if not drawn:
+            continue
         for k in prange(n_threads, nogil=True, num_threads=n_threads, schedule="static"):
             totals[k] = 0.0
             if lengths[k]:
-                totals[k] = function(&problems[k], pieces[k] + begins[k], lengths[k], step)
-        drawn = sum(lengths[k] for k in range(n_threads))
-        if not drawn:
-            continue
+                totals[k] = function(&problems[k], &pieces[begins[k]], lengths[k], step)
         for k in range(n_threads):
             total += totals[k]
-            if csr:
-                _multiply_out(copies[k], shared_scale[k])
-        weights = [lengths[k] / drawn for k in range(n_threads)]
-        shared[...] = _average(copies, weights)
-        np.asarray(intercept)[...] = _average(intercepts, weights)
-        for k in range(n_threads):
-            copies[k][...] = shared
-            intercepts[k][...] = intercept
+        if single:
+            _merge(P, problems, lengths, drawn, n_vectors, n_threads, <float *>P.shared)
+        else:
+            _merge(P, problems, lengths, drawn, n_vectors, n_threads, <double *>P.shared)
         step += drawn // n_threads
     if csr:
         specific *= specific_scale[:, None].astype(specific.dtype)
     return total
 
 
-def _multiply_out(shared, scale):
-    if shared.size:
-        shared *= scale.reshape(shared.shape[0], shared.shape[1], 1).astype(shared.dtype)
-    scale[:] = 1.0
+cdef void _merge(sgd_problem *P, sgd_problem *problems, const int64_t *lengths, int64_t drawn,
+                 int64_t n_vectors, int n_threads, real *shared) noexcept nogil:
+    """The threads' shared parts become their mean weighted by draws, in `P` and in each thread."""
+    cdef int64_t h, i
+    cdef int k
+    cdef double total
+    cdef real *merged
+    cdef double weight[MAX_THREADS]
+    for h in range(n_vectors):
+        merged = shared + h * P.stride
+        for k in range(n_threads):
+            weight[k] = <double>lengths[k] / drawn * problems[k].shared_scale[h]
+            problems[k].shared_scale[h] = 1.0
+        for i in range(P.stride):
+            total = 0.0
+            for k in range(n_threads):
+                total += weight[k] * (<real *>problems[k].shared + h * P.stride)[i]
+            merged[i] = <real>total
+        for k in range(n_threads):
+            memcpy(<real *>problems[k].shared + h * P.stride, merged, P.stride * sizeof(real))
+    for h in range(P.n_classes):
+        total = 0.0
+        for k in range(n_threads):
+            total += <double>lengths[k] / drawn * problems[k].intercept[h]
+        P.intercept[h] = total
+        for k in range(n_threads):
+            problems[k].intercept[h] = total
 
 
-cdef _split_order(order, owner, const sgd_problem *P, int n_threads):
-    """Each thread's part of `order`, in the same order: the samples of the tasks it owns."""
-    cdef const int64_t[::1] item = order
-    cdef const int32_t[::1] thread_of = owner
-    cdef int64_t i, n = item.shape[0]
-    codes = np.empty(n, dtype=np.int32)
-    cdef int32_t[::1] code = codes
-    with nogil:
-        for i in range(n):
-            code[i] = thread_of[P.samples[item[i]].task]
-    return [np.ascontiguousarray(order[codes == k]) for k in range(n_threads)]
+cdef int64_t[::1] _split_order(const int64_t[::1] order, const int32_t[::1] owner,
+                               const sgd_sample *samples, int n_threads, int64_t *bounds):
+    """The order regrouped by the thread that owns each sample's task: ``bounds[k]:bounds[k + 1]``
+    is thread k's part, in the same order."""
+    cdef int64_t i, n = order.shape[0]
+    cdef int k, helpers = n_threads if n > WORTH_A_THREAD else 1
+    cdef uint8_t[::1] thread = np.empty(n, dtype=np.uint8)
+    cdef int64_t[::1] pieces = np.empty(n, dtype=np.int64)
+    for i in prange(n, nogil=True, num_threads=helpers, schedule="static"):
+        thread[i] = <uint8_t>owner[samples[order[i]].task]
+    bounds[0] = 0
+    for k in prange(n_threads, nogil=True, num_threads=helpers, schedule="static"):
+        bounds[k + 1] = _count(&thread[0], n, k) if n else 0
+    for k in range(n_threads):
+        bounds[k + 1] += bounds[k]
+    for k in prange(n_threads, nogil=True, num_threads=helpers, schedule="static"):
+        if bounds[k + 1] > bounds[k]:
+            _gather(&order[0], &thread[0], n, k, &pieces[bounds[k]])
+    return pieces
+
+
+cdef int64_t _count(const uint8_t *thread, int64_t n, int k) noexcept nogil:
+    cdef int64_t i, found = 0
+    for i in range(n):
+        found += thread[i] == k
+    return found
+
+
+cdef void _gather(const int64_t *order, const uint8_t *thread, int64_t n, int k,
+                  int64_t *piece) noexcept nogil:
+    cdef int64_t i, found = 0
+    for i in range(n):
+        if thread[i] == k:
+            piece[found] = order[i]
+            found += 1
 
 
 def sgd_dense(X, const sgd_sample[::1] samples, const int64_t[::1] order, shared, specific,

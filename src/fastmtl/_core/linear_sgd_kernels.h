@@ -189,7 +189,124 @@ static void NAME(losses_csr)(const sgd_problem *P, double *task_loss) {
     }
 }
 
+/* The commonest problem, dense rows with one head a task and one shared vector, has a loop of its
+ * own. What a step needs and no parameter decides (addresses, rates, every division) is staged
+ * ahead; then one pass over the vectors takes the step of one sample and the scores of the next. */
+#define STAGE 32
+#define RING (2 * STAGE)
+#define ROWS_AHEAD 16
+#define SAMPLES_AHEAD (3 * STAGE)
+
+typedef struct {
+    const real *row[RING];
+    real *specific[RING];
+    double target[RING], mixing[RING], weight[RING];
+    double move[RING], keep_shared[RING], keep[RING];
+    double push_shared[RING], push[RING]; /* move, as each vector takes it */
+} NAME(sgd_ring);
+
+static inline int NAME(is_simple)(const sgd_problem *P) {
+    return P->n_classes == 1 && P->n_shared == 1 && !P->softmax && !P->poisson &&
+           P->intercept_kind != INTERCEPT_FREE;
+}
+
+static inline void NAME(stage)(const sgd_problem *P, const int64_t *order, int64_t from, int64_t count,
+                               int64_t step, NAME(sgd_ring) *ring) {
+    const int64_t slot = from & (RING - 1), n = count - from < STAGE ? count - from : STAGE;
+    double rate[STAGE], curvature[STAGE], rarity[STAGE], kappa[STAGE];
+    for (int64_t i = 0; i < n; i++) {
+        const sgd_sample *z = P->samples + order[from + i];
+        ring->row[slot + i] = (const real *)P->X + z->row * P->row_stride;
+        ring->specific[slot + i] = (real *)P->specific + P->head_start[z->task] * P->stride;
+        ring->target[slot + i] = z->target;
+        ring->weight[slot + i] = z->weight;
+        ring->mixing[slot + i] = P->mixing[z->task];
+        rate[i] = NAME(rate_at)(P, step + from + i);
+        curvature[i] = z->curvature;
+        rarity[i] = P->task_rarity[z->task];
+        kappa[i] = P->kappa[z->task];
+    }
+    for (int64_t i = 0; i < n; i++) {
+        const double weight = ring->weight[slot + i], shrink = rate[i] * P->alpha;
+        const double move = rate[i] * weight / (1.0 + rate[i] * P->smoothness * weight * curvature[i]);
+        const double keep_shared = 1.0 / (1.0 + shrink * P->class_rarity[0]);
+        const double keep = 1.0 / (1.0 + shrink * rarity[i]);
+        ring->move[slot + i] = move;
+        ring->keep_shared[slot + i] = keep_shared;
+        ring->keep[slot + i] = keep;
+        ring->push_shared[slot + i] = keep_shared * ring->mixing[slot + i] * move;
+        ring->push[slot + i] = keep * kappa[i] * move;
+    }
+}
+
+/* Of one block of coordinates: s ← keep_s s − push_s x, v ← keep_v v − push_v x, and what they
+ * add to the next sample's products. `next_v` may be `v`. */
+static inline void NAME(step_block)(real *s, real *v, const real *next_v, vec x, vec next, vec keep_s,
+                                    vec push_s, vec keep_v, vec push_v, vec *shared, vec *own) {
+    const vec moved = keep_s * load(s) - push_s * x;
+    store(s, moved);
+    *shared += moved * next;
+    store(v, keep_v * load(v) - push_v * x);
+    *own += load(next_v) * next;
+}
+
+static double NAME(sgd_dense_simple)(const sgd_problem *P, const int64_t *order, int64_t count,
+                                     int64_t step) {
+    NAME(sgd_ring) ring;
+    real *s = (real *)P->shared;
+    const int64_t d = P->d, stride = P->stride;
+    const int common = NAME(has_common_intercept)(P);
+    const vec unit = NAME(unit_vector)(P);
+    const int64_t lines = (d * (int64_t)sizeof(real) + 63) / 64 + 1; /* rows need not be aligned */
+    const int64_t ahead_lines = lines < PREFETCH_LINES ? lines : PREFETCH_LINES;
+    const int64_t own_lines = P->specific_cached ? 0 : ahead_lines;
+    const int64_t samples_ahead = P->pool + SAMPLES_AHEAD;
+    double total = 0.0;
+    if (count == 0) return total;
+
+    NAME(stage)(P, order, 0, count, step, &ring);
+    double p = ring.mixing[0] * NAME(dot_one)(s, ring.row[0], d, stride, unit) +
+               NAME(dot_one)(ring.specific[0], ring.row[0], d, stride, unit);
+    for (int64_t k = 0; k < count; k++) {
+        const int64_t i = k & (RING - 1), j = k + 1 < count ? (k + 1) & (RING - 1) : i;
+        if (k % STAGE == 0 && k + STAGE < count) NAME(stage)(P, order, k + STAGE, count, step, &ring);
+        if (k + samples_ahead < count) __builtin_prefetch(P->samples + order[k + samples_ahead]);
+        if (P->pool && k + P->pool < count) {
+            const sgd_sample *far = P->samples + order[k + P->pool];
+            const char *row = (const char *)((const real *)P->X + far->row * P->row_stride);
+            for (int64_t line = 0; line < ahead_lines; line++) __builtin_prefetch(row + 64 * line, 0, 2);
+        }
+        if (k + ROWS_AHEAD < count) {
+            const char *row = (const char *)ring.row[(k + ROWS_AHEAD) & (RING - 1)];
+            const char *own = (const char *)ring.specific[(k + ROWS_AHEAD) & (RING - 1)];
+            for (int64_t line = 0; line < ahead_lines; line++) __builtin_prefetch(row + 64 * line);
+            for (int64_t line = 0; line < own_lines; line++) __builtin_prefetch(own + 64 * line, 1);
+        }
+        const real *x = ring.row[i], *next = ring.row[j], *next_v = ring.specific[j];
+        real *v = ring.specific[i];
+        double g;
+        if (common) p += P->intercept[0];
+        total += ring.weight[i] * point_loss_at(&P->loss, ring.target[i], p, &g);
+
+        const vec keep_s = splat((real)ring.keep_shared[i]), keep_v = splat((real)ring.keep[i]);
+        const vec push_s = splat((real)(ring.push_shared[i] * g)), push_v = splat((real)(ring.push[i] * g));
+        vec shared = splat(0), own = splat(0);
+        int64_t c = 0;
+        for (; c + LANES <= d; c += LANES)
+            NAME(step_block)(s + c, v + c, next_v + c, load(x + c), load(next + c), keep_s, push_s,
+                             keep_v, push_v, &shared, &own);
+        for (; c < stride; c += LANES)
+            NAME(step_block)(s + c, v + c, next_v + c, NAME(row_tail)(x, c, d, stride, unit),
+                             NAME(row_tail)(next, c, d, stride, unit), keep_s, push_s, keep_v, push_v,
+                             &shared, &own);
+        if (common) P->intercept[0] -= ring.move[i] * g;
+        p = ring.mixing[j] * sum_lanes(shared) + sum_lanes(own);
+    }
+    return total;
+}
+
 static double NAME(sgd_dense)(const sgd_problem *P, const int64_t *order, int64_t count, int64_t step) {
+    if (NAME(is_simple)(P)) return NAME(sgd_dense_simple)(P, order, count, step);
     const real *X = (const real *)P->X;
     real *shared = (real *)P->shared, *specific = (real *)P->specific;
     const int64_t d = P->d, stride = P->stride, R = P->n_shared, class_block = stride * P->n_classes;
@@ -453,4 +570,8 @@ static const sgd_table NAME(sgd_table) = {
 };
 #undef PREFETCH_AHEAD
 #undef PREFETCH_LINES
+#undef STAGE
+#undef RING
+#undef ROWS_AHEAD
+#undef SAMPLES_AHEAD
 #undef SMALLEST_SCALE

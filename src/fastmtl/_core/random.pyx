@@ -55,6 +55,41 @@ def shuffle(int64_t[::1] order, uint64_t seed):
             item[i], item[j] = item[j], item[i]
 
 
+def shuffle_pools(int64_t[::1] order, int64_t[::1] blocks, int64_t block, int64_t pool,
+                  uint64_t seed):
+    """Fill `order` with a permutation of 0, 1, … whose draws are near one another in memory.
+
+    Blocks of `block` successive numbers come in random order (left in `blocks`, one entry a block),
+    and each `pool` of draws is shuffled. Steps are as mixed as `pool` draws are.
+    """
+    cdef uint64_t s[4]
+    cdef int64_t b, i, j, k, end, at = 0, n = order.shape[0], n_blocks = blocks.shape[0]
+    if block < 1 or pool < 1 or n_blocks != (n + block - 1) // block:
+        raise ValueError("blocks must have an entry for each block of order, block and pool be positive")
+    if n == 0:
+        return
+    cdef int64_t *item = &order[0]
+    with nogil:
+        _seed(s, seed)
+        for b in range(n_blocks):
+            blocks[b] = b
+        for b in range(n_blocks - 1, 0, -1):
+            k = <int64_t>_below(s, <uint64_t>b + 1)
+            blocks[b], blocks[k] = blocks[k], blocks[b]
+        for b in range(n_blocks):
+            end = min(n, (blocks[b] + 1) * block)
+            for i in range(blocks[b] * block, end):
+                item[at] = i
+                at += 1
+        at = 0
+        while at < n:
+            end = min(pool, n - at)
+            for i in range(end - 1, 0, -1):
+                j = <int64_t>_below(s, <uint64_t>i + 1)
+                item[at + i], item[at + j] = item[at + j], item[at + i]
+            at += pool
+
+
 def draw_by_task(int64_t[::1] order, const int64_t[::1] task_start, const int64_t[::1] tasks,
                  uint64_t seed):
     """Fill `order`: each entry draws one of `tasks` evenly, then one of its samples evenly."""

@@ -15,8 +15,9 @@ loss : (code, parameter, smoothness, address)
     the damping of long rows off); `address` of a user's own C function, or 0.
 penalty : (alpha, task_rarity (T,), class_rarity (K,), intercept_kind)
     Rarities are 1 / P(a draw touches the task, or a task that has the class).
-schedule : (scale, offset, power, step)
-    The rate at step k is ``scale / (offset + k) ** power``.
+schedule : (scale, offset, power, step[, pool])
+    The rate at step k is ``scale / (offset + k) ** power``. `pool` promises that draws that far
+    apart have rows near one another, which says what to fetch ahead.
 owner : int32 (T,), n_blocks, n_threads
     Each thread runs the samples of the tasks it owns; the shared part is averaged, weighted by
     samples, after each block.

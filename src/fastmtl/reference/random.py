@@ -1,6 +1,6 @@
 """The seeded shuffle and the task-first draw, in Python integers."""
 
-__all__ = ["draw_by_task", "shuffle"]
+__all__ = ["draw_by_task", "shuffle", "shuffle_pools"]
 
 MASK = (1 << 64) - 1
 
@@ -36,10 +36,24 @@ def _below(bits, bound):
 
 def shuffle(order, seed):
     """Shuffle `order` in place (Fisher and Yates); the same seed gives the same order."""
-    bits = _generator(seed)
+    _swap(order, _generator(seed))
+
+
+def _swap(order, bits):
     for i in range(len(order) - 1, 0, -1):
         j = _below(bits, i + 1)
         order[i], order[j] = order[j], order[i]
+
+
+def shuffle_pools(order, blocks, block, pool, seed):
+    """Fill `order` with a permutation of 0, 1, … whose draws are near one another in memory."""
+    n, bits = len(order), _generator(seed)
+    blocks[:] = range(len(blocks))
+    _swap(blocks, bits)
+    numbers = [i for b in blocks for i in range(b * block, min(n, (b + 1) * block))]
+    order[:] = numbers
+    for at in range(0, n, pool):
+        _swap(order[at : at + pool], bits)
 
 
 def draw_by_task(order, task_start, tasks, seed):
