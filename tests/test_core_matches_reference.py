@@ -18,7 +18,7 @@ from fastmtl._core import cpu
 
 # Relative to the largest magnitude in the expected array: rounding of sums is relative to that.
 TOLERANCE = {np.dtype(np.float32): 2e-5, np.dtype(np.float64): 1e-12}
-WITHOUT_TWIN = {"cpu"}  # asks the machine, computes nothing
+WITHOUT_TWIN = {"cpu", "memory"}  # ask the machine, compute nothing
 
 
 def modules(package):

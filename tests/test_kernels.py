@@ -298,16 +298,59 @@ def test_operator_refuses_what_it_cannot_multiply():
 def test_gradient_is_that_of_finite_differences():
     X, Y = data(30, 40, 5)
     W = np.random.default_rng(1).normal(size=(30, 40))
-
-    def value(sigma, c):
-        return np.sum(W * fastmtl.sigmoid_kernel(X, Y, sigma=sigma, c=c))
+    kernels = {
+        "logistic": lambda s, c: fastmtl.sigmoid_kernel(X, Y, sigma=s, c=c),
+        "tanh": lambda s, c: fastmtl.tanh_kernel(X, Y, gamma=s, coef0=c),
+    }
 
     h = 1e-6
-    want = [
-        (value(0.4 + h, 0.3) - value(0.4 - h, 0.3)) / (2 * h),
-        (value(0.4, 0.3 + h) - value(0.4, 0.3 - h)) / (2 * h),
-    ]
-    got = fastmtl.kernel_gradient(X, Y, W, sigma=0.4, c=0.3, block_rows=7)
-    np.testing.assert_allclose(got, want, rtol=1e-6)
+    for form, kernel in kernels.items():
+        want = [
+            np.sum(W * (kernel(0.4 + h, 0.3) - kernel(0.4 - h, 0.3))) / (2 * h),
+            np.sum(W * (kernel(0.4, 0.3 + h) - kernel(0.4, 0.3 - h))) / (2 * h),
+        ]
+        setting = {"sigma": 0.4, "c": 0.3, "form": form}
+        got = fastmtl.kernel_gradient(X, Y, W, **setting)
+        np.testing.assert_allclose(got, want, rtol=1e-6)
+        sparse = fastmtl.kernel_gradient(sp.csr_matrix(X), Y, W, **setting)
+        np.testing.assert_allclose(sparse, got, rtol=1e-11)
+        narrow = fastmtl.kernel_gradient(X.astype("f4"), Y.astype("f4"), W, **setting)
+        np.testing.assert_allclose(narrow, got, rtol=1e-4)
+    many = np.vstack([X] * 50)
+    np.testing.assert_allclose(
+        fastmtl.kernel_gradient(many, Y), 50 * fastmtl.kernel_gradient(X, Y), rtol=1e-11
+    )
     with pytest.raises(ValueError, match=r"W has shape \(2, 2\)"):
         fastmtl.kernel_gradient(X, Y, np.eye(2))
+    with pytest.raises(ValueError, match="Y has 2 features"):
+        fastmtl.kernel_gradient(X, Y[:, :2])
+    with pytest.raises(ValueError, match="form is 'rbf'"):
+        fastmtl.kernel_gradient(X, Y, form="rbf")
+
+
+def test_results_that_are_alive_never_share_memory():
+    X, Y = data(1200, 1024, 3)
+    first = fastmtl.sigmoid_kernel(X, Y)
+    view, want = first[5:7], first[5:7].copy()
+    second = fastmtl.sigmoid_kernel(X, Y, sigma=2.0)
+    assert not np.shares_memory(first, second)
+    assert first.ctypes.data % 64 == second.ctypes.data % 64 == 0
+    del first
+    for _ in range(3):
+        third = fastmtl.sigmoid_kernel(X, Y, sigma=3.0)
+        assert not np.shares_memory(view, third)
+        assert not np.shares_memory(second, third)
+    np.testing.assert_array_equal(view, want)
+    assert second.flags.writeable
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(1, 1, 4096), (2, 49, 2500), (101, 1, 1), (49, 193, 257)])
+def test_deep_and_narrow_shapes_and_wide_strides(shape, dtype):
+    n, m, d = shape
+    X, Y = data(n, m, d, dtype)
+    wide_X, wide_Y = np.full((n, d + 3), np.nan, dtype), np.full((m, d + 5), np.nan, dtype)
+    wide_X[:, :d], wide_Y[:, :d] = X, Y
+    z = X.astype(np.float64) @ Y.astype(np.float64).T / d
+    got = fastmtl.sigmoid_kernel(wide_X[:, :d], wide_Y[:, :d], sigma=1 / d)
+    np.testing.assert_allclose(got, 1 / (1 + np.exp(-z)), rtol=10 * TOLERANCE[dtype])

@@ -7,6 +7,7 @@ positive semi-definite in general.
 
 from __future__ import annotations
 
+import math
 import numbers
 
 import numpy as np
@@ -16,6 +17,7 @@ from scipy.special import expit
 from sklearn.utils import check_array
 
 from fastmtl._core import gram as core
+from fastmtl._core.memory import Block
 from fastmtl.config import resolve_threads
 
 __all__ = [
@@ -29,10 +31,13 @@ __all__ = [
     "tanh_kernel",
 ]
 
-LINEAR, LOGISTIC, TANH, EXP, POWER = range(5)
+LINEAR, LOGISTIC, TANH, EXP, POWER, LOGISTIC_SLOPE, TANH_SLOPE = range(7)
 FLOATS = (np.float64, np.float32)
+NATIVE_FLOATS = tuple(map(np.dtype, FLOATS))
 CACHE_LINE = 64
-WORK_PER_THREAD = 10_000_000  # multiply-adds; below, waking a thread costs more than it does
+GRADIENT_ROWS = 1024  # treated at a time, so that broadcast or converted weights stay small
+LARGE = 1 << 23  # bytes; from here on huge pages pay
+WORK_PER_THREAD = 1_000_000  # multiply-adds; below, waking a thread costs more than it does
 
 
 def sigmoid_kernel(X, Y=None, *, sigma=1.0, c=0.0, out=None, n_threads=None):
@@ -297,16 +302,12 @@ class SigmoidOperator(LinearOperator):
     """
 
     def __init__(self, X, Y=None, *, sigma=1.0, c=0.0, form="logistic", n_threads=None):
-        if form not in ("logistic", "tanh"):
-            raise ValueError(f"form is {form!r}; pass 'logistic' or 'tanh'")
+        _check_form(form)
         if sp.issparse(X) or sp.issparse(Y):
             raise ValueError("X and Y must be dense; for sparse rows use iter_gram")
         self.X = _rows(X, "X")
         self.Y = self.X if Y is None else _rows(Y, "Y")
-        if self.X.shape[1] != self.Y.shape[1]:
-            raise ValueError(f"Y has {self.Y.shape[1]} features, X has {self.X.shape[1]}")
-        if self.X.dtype != self.Y.dtype:
-            self.X, self.Y = self.X.astype(np.float64), self.Y.astype(np.float64)
+        self.X, self.Y = _same_features(self.X, self.Y)
         self.sigma, self.c, self.form = _sigma(sigma, self.X), _number(c, "c"), form
         self.n_threads = n_threads
         resolve_threads(n_threads)
@@ -352,29 +353,31 @@ class SigmoidOperator(LinearOperator):
         return expit(self.sigma * (z + self.c))
 
 
-def kernel_gradient(X, Y=None, W=None, *, sigma=1.0, c=0.0, block_rows=1024, n_threads=None):
-    """Gradient of ``Σ_ij W_ij K_ij`` in sigma and c, for tuning the logistic kernel.
+def kernel_gradient(X, Y=None, W=None, *, sigma=1.0, c=0.0, form="logistic", n_threads=None):
+    """Gradient of ``Σ_ij W_ij K_ij`` in sigma and c, for tuning a sigmoid kernel.
 
     Parameters
     ----------
     X, Y, n_threads
         As in :func:`sigmoid_kernel`.
     W : array-like of shape (n, m), default=None
-        Weights; None means ones.
+        Weights, brought to the dtype of X and Y; None means ones.
     sigma, c : float, default=1.0 and 0.0
-        Where to take the gradient.
-    block_rows : int, default=1024
-        Rows treated at a time; the Gram matrix is never whole.
+        Where to take the gradient; with ``form="tanh"`` they are gamma and coef0 of
+        :func:`tanh_kernel`.
+    form : {"logistic", "tanh"}, default="logistic"
+        Which sigmoid.
 
     Returns
     -------
     gradient : ndarray of shape (2,)
-        ``Σ W_ij ∂K_ij/∂sigma`` and ``Σ W_ij ∂K_ij/∂c``, float64.
+        ``Σ W_ij ∂K_ij/∂sigma`` and ``Σ W_ij ∂K_ij/∂c``, float64. Neither the Gram matrix nor its
+        derivative is formed.
 
     Raises
     ------
     ValueError
-        If `W` has another shape than the Gram matrix.
+        If `W` has another shape than the Gram matrix, or `form` is another word.
 
     Examples
     --------
@@ -382,24 +385,38 @@ def kernel_gradient(X, Y=None, W=None, *, sigma=1.0, c=0.0, block_rows=1024, n_t
     >>> fastmtl.kernel_gradient([[0.0]], [[1.0]], c=2.0, sigma=0.0)
     array([0.5, 0. ])
     """
+    _check_form(form)
     X = _rows(X, "X")
     Y = X if Y is None else _rows(Y, "Y")
+    X, Y = _same_features(X, Y)
     sigma, c = _sigma(sigma, X), _number(c, "c")
     shape = (X.shape[0], Y.shape[0])
-    if W is not None:
-        W = check_array(W, dtype=np.float64, input_name="W")
+    if W is None:
+        W = np.broadcast_to(np.ones(1, dtype=X.dtype), shape)
+    else:
+        W = check_array(W, dtype=X.dtype, input_name="W")
         if W.shape != shape:
             raise ValueError(f"W has shape {W.shape}, the Gram matrix has {shape}")
-    gradient = np.zeros(2)
-    settings = {"kernel": "linear", "block_rows": block_rows, "n_threads": n_threads}
-    for rows, inner in iter_gram(X, Y, **settings):
-        inner = inner.astype(np.float64, copy=False)
-        K = expit(sigma * (inner + c))
-        slope = K * (1.0 - K)
-        if W is not None:
-            slope *= W[rows]
-        gradient += np.sum(slope * (inner + c)), sigma * np.sum(slope)
-    return gradient
+    function = LOGISTIC_SLOPE if form == "logistic" else TANH_SLOPE
+    shift = sigma * c if form == "logistic" else c
+    total, inner = np.zeros(2)
+    for begin in range(0, shape[0], GRADIENT_ROWS):
+        rows = slice(begin, begin + GRADIENT_ROWS)
+        weights = np.ascontiguousarray(W[rows])
+        if sp.issparse(X) or sp.issparse(Y):
+            # The products of rows are the only feature, and 1 its weight.
+            first = linear_kernel(X[rows], Y).reshape(-1, 1)
+            second, weights = np.ones((1, 1), dtype=X.dtype), weights.reshape(-1, 1)
+        else:
+            first, second = X[rows], Y
+        sums = np.empty((first.shape[0], 2))
+        work = first.shape[0] * second.shape[0] * (first.shape[1] + 16)
+        threads = resolve_threads(n_threads, work=work, work_per_thread=WORK_PER_THREAD)
+        core.gram_gradient(first, second, weights, sums, function, sigma, shift, threads)
+        total, inner = (total, inner) + sums.sum(axis=0)
+    if form == "logistic":
+        return np.array([inner + c * total, sigma * total])
+    return np.array([inner, total])
 
 
 def kernel_scale(X, word, name, weight=None):
@@ -418,14 +435,10 @@ def kernel_scale(X, word, name, weight=None):
 
 def _gram(X, Y, out, n_threads, function, scale, shift, degree=0, *, distance=None):
     X = _rows(X, "X")
-    Y = None if Y is None else _rows(Y, "Y")
-    other = X if Y is None else Y
-    if X.shape[1] != other.shape[1]:
-        raise ValueError(
-            f"Y has {other.shape[1]} features, X has {X.shape[1]}; both must have as many"
-        )
-    if X.dtype != other.dtype:
-        X, other = X.astype(np.float64, copy=False), other.astype(np.float64, copy=False)
+    if Y is None:
+        other = X
+    else:
+        X, other = _same_features(X, _rows(Y, "Y"))
         Y = other
     n, m, dtype = X.shape[0], other.shape[0], X.dtype
     if out is None:
@@ -508,14 +521,12 @@ def _rows(X, name):
     """X as 2-D, finite, float32 or float64, with contiguous rows; without a copy where it is so."""
     if (
         type(X) is np.ndarray
-        and X.ndim == 2
-        and X.dtype in FLOATS
+        and X.dtype in NATIVE_FLOATS
         and X.dtype.isnative
+        and X.ndim == 2
         and X.size
-        and X.strides[1] == X.itemsize
-        and X.strides[0] >= X.strides[1] * X.shape[1]
-        and X.strides[0] % X.itemsize == 0
-        and np.isfinite(np.add.reduce(X, axis=None))
+        and (X.flags.c_contiguous or _has_plain_rows(X))
+        and math.isfinite(np.vdot(X, X))  # no is not certain: squares may overflow
     ):
         return X
     if isinstance(X, list | tuple):
@@ -523,6 +534,25 @@ def _rows(X, name):
     return check_array(
         X, accept_sparse="csr", dtype=FLOATS, order="C", input_name=name, estimator="the kernel"
     )
+
+
+def _has_plain_rows(X):
+    row, item = X.strides
+    return item == X.itemsize and row >= item * X.shape[1] and row % item == 0
+
+
+def _same_features(X, Y):
+    """X and Y in one dtype, float32 only if both are; an error unless they are as wide."""
+    if X.shape[1] != Y.shape[1]:
+        raise ValueError(f"Y has {Y.shape[1]} features, X has {X.shape[1]}; both must have as many")
+    if X.dtype != Y.dtype:
+        X, Y = X.astype(np.float64, copy=False), Y.astype(np.float64, copy=False)
+    return X, Y
+
+
+def _check_form(form):
+    if form not in ("logistic", "tanh"):
+        raise ValueError(f"form is {form!r}; pass 'logistic' or 'tanh'")
 
 
 def _check_out(out, shape, dtype):
@@ -539,14 +569,18 @@ def _check_out(out, shape, dtype):
 def _empty(n, m, dtype):
     """Uninitialised (n, m), starting at a cache line so that stores can bypass the cache."""
     itemsize = np.dtype(dtype).itemsize
-    extra = CACHE_LINE // itemsize
-    flat = np.empty(n * m + extra, dtype=dtype)
+    if n * m * itemsize >= LARGE:
+        try:
+            return np.frombuffer(Block(n * m * itemsize), dtype=dtype).reshape(n, m)
+        except MemoryError:  # or a system without such blocks: NumPy has the last word
+            pass
+    flat = np.empty(n * m + CACHE_LINE // itemsize, dtype=dtype)
     skip = -flat.ctypes.data % CACHE_LINE // itemsize
     return flat[skip : skip + n * m].reshape(n, m)
 
 
 def _number(value, name):
-    if not isinstance(value, numbers.Real) or not np.isfinite(value):
+    if not isinstance(value, numbers.Real) or not math.isfinite(value):
         raise ValueError(f"{name} is {value!r}; pass a finite number")
     return float(value)
 
