@@ -1,17 +1,25 @@
 """The sigmoid Gram against the plain product inside it, and against other tools' sigmoid kernels.
 
-Run ``python benchmarks/bench_gram.py`` for the table of ratios to ``np.dot(X, Y.T, out=out)``.
-Each row's candidates are timed in turn, several rounds, and the medians compared.
+Run ``python benchmarks/bench_gram.py`` for the table of ratios to ``np.dot(X, Y.T, out=out)`` and,
+with ``--sweep``, for their plot against d in ``benchmarks/results/gram_sweep.png``. Each row's
+candidates are timed in turn, several rounds, and the medians compared. All write to one `out`
+except "fresh", scikit-learn and PyTorch, which return a new matrix.
 """
 
 import argparse
+import pathlib
 import statistics
+import subprocess
+import sys
 import time
 
 import numpy as np
 from sklearn.metrics.pairwise import sigmoid_kernel as sklearn_sigmoid_kernel
 
 import fastmtl
+
+RESULTS = pathlib.Path(__file__).parent / "results"
+N_PRODUCT, D_PRODUCT = 20_000, 16
 
 
 def interleaved(candidates, repeats):
@@ -35,7 +43,38 @@ def numpy_expression(X, Y, out):
     np.reciprocal(out, out=out)
 
 
-def row(n, d, dtype, repeats):
+def optional_peers(X, Y, out):
+    """Sigmoid kernels of the libraries that are installed; the others are named on stderr."""
+    peers = {}
+    try:
+        import numexpr
+    except ImportError:
+        missing("numexpr")
+    else:
+
+        def by_numexpr():
+            np.dot(X, Y.T, out=out)
+            numexpr.evaluate("1 / (1 + exp(-K))", {"K": out}, out=out)
+
+        peers["numexpr"] = by_numexpr
+    try:
+        import torch
+    except ImportError:
+        missing("PyTorch")
+    else:
+        first, second, zero = torch.from_numpy(X), torch.from_numpy(Y), torch.zeros(1)
+        zero = zero.to(first.dtype)
+        peers["torch"] = lambda: torch.sigmoid(torch.addmm(zero, first, second.T))
+    return peers
+
+
+def missing(name, reason="it is not installed", _said=set()):  # noqa: B006 (said once a run)
+    if name not in _said:
+        print(f"without {name}: {reason}", file=sys.stderr)
+        _said.add(name)
+
+
+def row(n, d, dtype, repeats, peers=True):
     rng = np.random.default_rng(0)
     X = (rng.normal(size=(n, d)) / np.sqrt(d)).astype(dtype)
     Y = (rng.normal(size=(n, d)) / np.sqrt(d)).astype(dtype)
@@ -44,28 +83,96 @@ def row(n, d, dtype, repeats):
         "gemm": lambda: np.dot(X, Y.T, out=out),
         "fastmtl": lambda: fastmtl.sigmoid_kernel(X, Y, out=out),
         "symmetric": lambda: fastmtl.sigmoid_kernel(X, out=out),
-        "fresh out": lambda: fastmtl.sigmoid_kernel(X, Y),
-        "numpy": lambda: numpy_expression(X, Y, out),
-        "scikit-learn": lambda: sklearn_sigmoid_kernel(X, Y),
+        "fresh": lambda: fastmtl.sigmoid_kernel(X, Y),
     }
+    if peers:
+        candidates["numpy"] = lambda: numpy_expression(X, Y, out)
+        candidates["scikit-learn"] = lambda: sklearn_sigmoid_kernel(X, Y)
+        candidates.update(optional_peers(X, Y, out))
     return interleaved(candidates, repeats)
 
 
-def products(dtype, n=20_000, d=16, rows=512):
-    """Seconds of ``K @ v`` by the operator and by NumPy in chunks of rows."""
+def product_data(dtype):
     rng = np.random.default_rng(0)
-    X = (rng.normal(size=(n, d)) / np.sqrt(d)).astype(dtype)
-    v = rng.normal(size=n).astype(dtype)
+    X = (rng.normal(size=(N_PRODUCT, D_PRODUCT)) / np.sqrt(D_PRODUCT)).astype(dtype)
+    return X, rng.normal(size=N_PRODUCT).astype(dtype)
+
+
+def products(dtype, rows=512):
+    """Seconds of ``K @ v`` by the operator, by NumPy in chunks of rows, and by KeOps."""
+    X, v = product_data(dtype)
     operator = fastmtl.SigmoidOperator(X)
 
     def chunks():
-        out = np.empty(n, dtype=dtype)
-        for begin in range(0, n, rows):
+        out = np.empty(len(X), dtype=dtype)
+        for begin in range(0, len(X), rows):
             block = slice(begin, begin + rows)
             out[block] = (1 / (1 + np.exp(-(X[block] @ X.T)))) @ v
         return out
 
-    return interleaved({"operator": lambda: operator @ v, "chunks": chunks}, 3)
+    candidates = {"operator": lambda: operator @ v, "chunks": chunks}
+    try:
+        from pykeops.numpy import LazyTensor
+
+        column = v[:, None].copy()
+
+        def by_keops():
+            inner = LazyTensor(X[:, None, :]) | LazyTensor(X[None, :, :])
+            return (1 / (1 + (-inner).exp())) @ column
+
+        np.testing.assert_allclose(by_keops().ravel(), operator @ v, rtol=0.01, atol=0.01)
+    except Exception as error:  # no compiler, no headers, no network: KeOps builds at first use
+        missing("KeOps", f"{type(error).__name__}: {error}".splitlines()[0])
+    else:
+        candidates["keops"] = by_keops
+    return interleaved(candidates, 3)
+
+
+def peak_of_product(dtype):
+    """Megabytes by which ``op @ v`` raises the peak memory of a fresh process."""
+    if not sys.platform.startswith("linux"):
+        return float("nan")
+    command = [sys.executable, __file__, "--peak", np.dtype(dtype).name]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def peak_megabytes():
+    """Of this process's program: getrusage's figure would include that of the parent."""
+    status = pathlib.Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
+
+
+def print_peak(dtype):
+    X, v = product_data(dtype)
+    warm = fastmtl.SigmoidOperator(X[:64]) @ v[:64]  # starts the threads
+    operator = fastmtl.SigmoidOperator(X)
+    before = peak_megabytes()
+    assert np.isfinite(operator @ v).all() and np.isfinite(warm).all()
+    print(peak_megabytes() - before)
+
+
+def sweep(n, repeats):
+    """Plot the ratios against d."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    features = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024]
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), sharey=True, layout="constrained")
+    for axis, dtype in zip(axes, (np.float64, np.float32)):
+        rows = [row(n, d, dtype, repeats) for d in features]
+        for name in rows[0]:
+            ratios = [seconds[name] / seconds["gemm"] for seconds in rows]
+            style = "k--" if name == "gemm" else "o-"
+            axis.plot(features, ratios, style, markersize=3, label=name)
+        axis.set(xscale="log", yscale="log", xlabel="features d", title=np.dtype(dtype).name)
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel(f"time relative to the plain product, n = m = {n}")
+    axes[0].legend(fontsize="small")
+    RESULTS.mkdir(exist_ok=True)
+    figure.savefig(RESULTS / "gram_sweep.png", dpi=150)
+    print(f"plot in {RESULTS / 'gram_sweep.png'}")
 
 
 def main():
@@ -73,25 +180,37 @@ def main():
     parser.add_argument("--n", type=int, default=4096)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--features", type=int, nargs="+", default=[16, 64, 256, 1024])
+    parser.add_argument("--sweep", action="store_true", help="plot the ratios against d")
+    parser.add_argument("--peak", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.peak:
+        print_peak(options.peak)
+        return
     fastmtl.show_config()
-    names = ["fastmtl", "symmetric", "fresh out", "numpy", "scikit-learn"]
+    if options.sweep:
+        sweep(options.n, options.repeats)
+        return
     print(f"\nratio to the plain product, n = m = {options.n}")
-    print(f"{'':>10}" + "".join(f"{name:>14}" for name in names) + f"{'gemm, ms':>12}")
+    names = None
     for dtype in (np.float64, np.float32):
         for d in options.features:
             seconds = row(options.n, d, dtype, options.repeats)
+            if names is None:
+                names = [name for name in seconds if name != "gemm"]
+                print(f"{'':>10}" + "".join(f"{name:>14}" for name in names) + f"{'gemm, ms':>12}")
             ratios = "".join(f"{seconds[name] / seconds['gemm']:14.2f}" for name in names)
             label = f"{np.dtype(dtype).name[0]}{np.dtype(dtype).itemsize * 8}, {d}"
-            print(f"{label:>10}{ratios}{1e3 * seconds['gemm']:12.1f}")
+            print(f"{label:>10}{ratios}{1e3 * seconds['gemm']:12.1f}", flush=True)
     for dtype in (np.float64, np.float32):
         seconds = products(dtype)
+        keops = f"{seconds['keops'] / seconds['operator']:.0f} times" if "keops" in seconds else "–"
         print(
-            f"\nSigmoidOperator @ v, n = 20,000, d = 16, {np.dtype(dtype).name}: "
-            f"{seconds['chunks'] / seconds['operator']:.1f} times faster than NumPy in chunks "
-            f"({1e3 * seconds['operator']:.0f} ms)"
+            f"\nSigmoidOperator @ v, n = {N_PRODUCT:,}, d = {D_PRODUCT}, {np.dtype(dtype).name}: "
+            f"{seconds['chunks'] / seconds['operator']:.1f} times faster than NumPy in chunks, "
+            f"{keops} than KeOps ({1e3 * seconds['operator']:.0f} ms, "
+            f"{peak_of_product(dtype):.1f} MB of peak memory)"
         )
-    small = row(256, 32, np.float64, 200)
+    small = row(256, 32, np.float64, 500, peers=False)
     print(
         f"\n256 x 256, d = 32: {small['fastmtl'] / small['gemm']:.2f} of the plain product "
         f"({1e6 * small['gemm']:.0f} us)"
