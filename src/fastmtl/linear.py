@@ -27,7 +27,7 @@ from fastmtl.estimators import (
     unchanged_on_error,
 )
 from fastmtl.linear_relations import LinearRelations, learn_linear
-from fastmtl.linear_training import LOSSES, SOFTMAX, State, constant_score, train
+from fastmtl.linear_training import LOSSES, SOFTMAX, State, carry, constant_score, train
 from fastmtl.losses import as_point_loss
 from fastmtl.monitoring import as_callbacks, hold_out
 from fastmtl.observations import Classes, encode_classes, observe, query
@@ -65,7 +65,8 @@ class _MultiTaskSGD(TaskRelations, OnnxMixin, BaseEstimator):
         """
         with unchanged_on_error(self):
             self._check_settings()
-            observations = self._observe(X, y, tasks, sample_weight, reset=True)
+            warm = self.warm_start and hasattr(self, "_state")
+            observations = self._observe(X, y, tasks, sample_weight, reset=not warm)
             training, held_out = (observations, self._encode(observations)), None
             if self.early_stopping:
                 rng = check_random_state(self.random_state)
@@ -75,8 +76,7 @@ class _MultiTaskSGD(TaskRelations, OnnxMixin, BaseEstimator):
             relations, set_state = self._relate(training)
             training = relations.mapped_data(training)
             held_out = held_out and relations.mapped_data(held_out)
-            warm = getattr(self, "_state", None) if self.warm_start and not set_state else None
-            state, factors = self._start(*training, warm, relations)
+            state, factors = self._start(*training, warm and not set_state, relations)
             if set_state:
                 set_state(state)
             result = train(self, training, held_out, state, factors, self.max_iter)
@@ -99,10 +99,11 @@ class _MultiTaskSGD(TaskRelations, OnnxMixin, BaseEstimator):
                     f"the data has {observations.form!r} form, but the first call had "
                     f"{self.input_form_!r}; keep to one form"
                 )
-            training = observations, self._encode(observations, known_classes)
+            earlier = None if first else self._classes
+            training = observations, self._encode(observations, known_classes, earlier)
             relations, set_state = self._relate(training, None if first else self._relations)
             training = relations.mapped_data(training)
-            state, factors = self._start(*training, None if first else self._state, relations)
+            state, factors = self._start(*training, not first, relations)
             if set_state:
                 set_state(state)
             result = train(self, training, None, state, factors, 1, partial=True)
@@ -177,8 +178,8 @@ class _MultiTaskSGD(TaskRelations, OnnxMixin, BaseEstimator):
             return earlier.extended(n_tasks), None
         return learn_linear(self, training, coupling.learning)
 
-    def _start(self, observations, classes, previous, relations):
-        """Parameters to start from: zero, or those of an earlier fit with room for new tasks."""
+    def _start(self, observations, classes, go_on, relations):
+        """Parameters to start from: zero, or those of the earlier fit to `go_on` from."""
         self._relations = relations
         d = observations.X.shape[1]
         n_tasks, factors = observations.n_tasks, relations.factors
@@ -194,24 +195,11 @@ class _MultiTaskSGD(TaskRelations, OnnxMixin, BaseEstimator):
         shared = np.zeros((factors.mixing.shape[1], n_classes, stride), dtype=dtype)
         specific = np.zeros((len(head_class), stride), dtype=dtype)
         intercept = np.zeros(n_classes)
-        steps = 0
-        if previous is not None:
-            kept = len(previous.head_class)
-            if (
-                previous.shared.shape != shared.shape
-                or len(head_class) < kept
-                or not np.array_equal(previous.head_class, head_class[:kept])
-            ):
-                raise ValueError(
-                    "the earlier fit had another coupling, other features or other classes; "
-                    "fit anew (warm_start=False)"
-                )
-            shared[...] = previous.shared
-            specific[:kept] = previous.specific
-            intercept[...] = previous.intercept
-            steps = previous.steps
-        state = State(shared, specific, intercept, head_start.astype(np.int64), head_class, steps)
-        if previous is None and self.fit_intercept:
+        state = State(shared, specific, intercept, head_start.astype(np.int64), head_class)
+        if go_on:
+            earlier = self._state, self._classes, self.tasks_
+            carry(earlier, (state, classes, observations.tasks), d)
+        elif self.fit_intercept:
             self._start_intercept(state, observations, classes)
         return state, factors
 
@@ -577,7 +565,7 @@ class MultiTaskSGDRegressor(RegressorMixin, _MultiTaskSGD):
         """
         return self._partial_fit(X, y, tasks, sample_weight, None)
 
-    def _encode(self, observations, known=None):
+    def _encode(self, observations, known=None, earlier=None):
         if self.loss == "poisson" and observations.target.min() < 0:
             raise ValueError(
                 f"y has a negative entry ({observations.target.min():.3g}); "
@@ -787,15 +775,20 @@ class MultiTaskSGDClassifier(ClassifierMixin, _MultiTaskSGD):
         self.verbose = verbose
 
     def partial_fit(self, X, y, classes=None, *, tasks=None, sample_weight=None):
-        """Run one epoch over a batch; new tasks may appear at any call.
+        """Run one epoch over a batch; new tasks and new classes may appear at any call.
+
+        After each call a task has the classes that a :meth:`fit` on all batches so far would give
+        it. A class that is new to a task starts from what other tasks share of it, or from zero;
+        when tasks of two classes each become tasks of several, the score w·x of a task's second
+        class becomes -w·x/2 and w·x/2 of the two, which predicts the same.
 
         Parameters
         ----------
         X, y, tasks, sample_weight
             As in :meth:`fit`, in the same form at every call.
         classes : array-like, default=None
-            All class labels that will ever come; needed at the first call unless its `y` has them
-            all.
+            Labels that every task has from now on, seen or not. Once given, `y` may have no others
+            until they are given too. None leaves it to the labels that come.
 
         Returns
         -------
@@ -804,25 +797,28 @@ class MultiTaskSGDClassifier(ClassifierMixin, _MultiTaskSGD):
         Raises
         ------
         ValueError
-            As in :meth:`fit`, or if a label is not among the classes of the first call.
+            As in :meth:`fit`, or if `classes` was given and lacks a label that came.
         """
-        if hasattr(self, "_state"):
-            known = self._classes.classes
-            if classes is not None and not np.array_equal(np.unique(classes), known):
+        earlier = getattr(self, "_classes", None)
+        if classes is not None:
+            classes = np.unique(classes)
+            lost = [] if earlier is None else np.setdiff1d(earlier.classes, classes).tolist()
+            if lost:
                 raise ValueError(
-                    f"classes is {np.unique(classes)!r}, but the first call had {known!r}"
+                    f"classes is {classes.tolist()!r}, which lacks {lost!r} of earlier calls; pass "
+                    "all, or None"
                 )
-        else:
-            known = None if classes is None else np.unique(classes)
-        return self._partial_fit(X, y, tasks, sample_weight, known)
+        elif earlier is not None and earlier.declared:
+            classes = earlier.classes
+        return self._partial_fit(X, y, tasks, sample_weight, classes)
 
-    def _encode(self, observations, known=None):
-        classes = encode_classes(observations, known)
+    def _encode(self, observations, known=None, earlier=None):
+        classes = encode_classes(observations, known, earlier)
         if known is not None and len(classes.classes) != len(known):
             new = np.setdiff1d(classes.classes, known)
             raise ValueError(
                 f"y has labels {new.tolist()[:5]!r} that are not among classes {known.tolist()!r}; "
-                "pass all labels as classes at the first call of partial_fit"
+                "pass classes that include them"
             )
         if not classes.binary and self.loss != "log_loss":
             raise ValueError(

@@ -72,6 +72,58 @@ class State:
         return self.shared, self.specific, self.intercept
 
 
+def carry(earlier, now, d):
+    """Start a state from an earlier one, class by class of each task, as their labels say.
+
+    `earlier` and `now` are (State, Classes, task labels); `d` is the number of features.
+    """
+    (old, old_classes, old_tasks), (new, classes, tasks) = earlier, now
+    if len(old.shared) != len(new.shared) or (classes.binary and not old_classes.binary):
+        raise ValueError(
+            "the earlier fit had another coupling or more classes; fit anew (warm_start=False)"
+        )
+    if classes.binary and len(classes.classes) > 1:
+        firsts = {old_classes.classes[own[0]] for own in old_classes.task_classes}
+        if firsts & {classes.classes[own[1]] for own in classes.task_classes}:
+            raise ValueError(
+                "the first of two classes in the earlier fit is now the second; fit anew "
+                "(warm_start=False)"
+            )
+    position = {label: t for t, label in enumerate(tasks.tolist())}
+    task_now = np.array([position.get(label, -1) for label in old_tasks.tolist()])
+    position = {label: k for k, label in enumerate(classes.classes.tolist())}
+    class_now = np.array([position.get(label, -1) for label in old_classes.classes.tolist()])
+    old_task = np.repeat(np.arange(len(old_tasks)), np.diff(old.head_start))
+    if classes.binary:
+        head, share, class_of = np.arange(len(old_task)), 1.0, np.zeros(len(old_task), dtype=int)
+    elif not old_classes.binary:
+        head, share, class_of = np.arange(len(old_task)), 1.0, class_now[old.head_class]
+    else:  # one score for the second of two classes against the first: half of it for each
+        head, share = np.repeat(np.arange(len(old_task)), 2), np.tile([-0.5, 0.5], len(old_task))
+        class_of = class_now[np.concatenate(old_classes.task_classes)]
+    share = np.broadcast_to(share, head.shape)
+    stays = (task_now[old_task[head]] >= 0) & (class_of >= 0)
+    head, share, class_of = head[stays], share[stays], class_of[stays]
+
+    mix = np.zeros((len(new.intercept), len(old.intercept)))
+    mix[class_of, old.head_class[head]] = share
+    used = slice(d), slice(-1, None)  # what lies between is padding
+    for part in used:
+        new.shared[..., part] = np.einsum("kc,rcj->rkj", mix, old.shared[..., part])
+    new.intercept[:] = mix @ old.intercept
+
+    n_classes = len(new.intercept)
+    new_task = np.repeat(np.arange(len(tasks)), np.diff(new.head_start))
+    new_key = new_task * n_classes + new.head_class  # increasing
+    key = task_now[old_task[head]] * n_classes + class_of
+    at = np.minimum(np.searchsorted(new_key, key), len(new_key) - 1)
+    found = new_key[at] == key
+    for part in used:
+        moved = share[found, None] * old.specific[head[found], part]
+        new.specific[at[found], part] = moved
+    new.steps = old.steps
+
+
 def train(model, training, held_out, state, factors, max_iter, *, partial=False):
     """Run epochs until the objective settles; changes `state` in place.
 

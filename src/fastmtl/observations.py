@@ -94,13 +94,16 @@ class Classes:
 
     ``classes`` is the union, sorted; ``task_classes[t]`` are the positions in it that task t has.
     With ``binary`` each task has two, and ``code`` is +1 for the second of its two and -1 for the
-    first; otherwise ``code`` is the position in ``task_classes[t]``.
+    first; otherwise ``code`` is the position in ``task_classes[t]``. ``seen[t]`` are those of its
+    labels that came, and ``declared`` says that the classes were given beforehand.
     """
 
     classes: np.ndarray
     task_classes: list
     binary: bool
     code: np.ndarray
+    seen: list | None = None
+    declared: bool = False
 
 
 def is_list_form(X):
@@ -290,11 +293,19 @@ def split_task_column(X, task_column):
     return X[:, others], X[:, task_column]
 
 
-def encode_classes(observations, known=None):
+def encode_classes(observations, known=None, earlier=None):
     """Number the class labels of all tasks; see `Classes`.
 
     A task in which only one class was seen takes the union of all classes, so that the shared part
     can serve it; with a single class in all the data there is nothing to learn, and it is refused.
+
+    Parameters
+    ----------
+    observations : Observations
+    known : ndarray or None
+        Labels that every task has, seen or not.
+    earlier : Classes or None
+        Those of an earlier batch, whose tasks come first; labels seen then count as seen now.
 
     Raises
     ------
@@ -308,23 +319,34 @@ def encode_classes(observations, known=None):
         raise ValueError(
             "y mixes labels of different types (for example str and int); use one type"
         ) from None
-    if known is not None:
-        union = np.union1d(known, classes)
-        code = np.searchsorted(union, classes)[code]
-        classes = union
+    for given in (known, None if earlier is None else earlier.classes):
+        if given is not None:
+            if (given.dtype.kind in "US") != (classes.dtype.kind in "US"):
+                raise ValueError(
+                    f"y has labels such as {classes.tolist()[0]!r} where those known are such as "
+                    f"{given.tolist()[0]!r}; use one type"
+                )
+            union = np.union1d(given, classes)
+            code = np.searchsorted(union, classes)[code]
+            classes = union
     if len(classes) < 2:
         raise ValueError(
             f"y has one class only ({classes.tolist()[0]!r}); a classifier needs at least two "
             "classes in the data"
         )
     start = observations.task_start
-    task_classes = [np.unique(code[start[t] : start[t + 1]]) for t in range(observations.n_tasks)]
+    seen = [np.unique(code[start[t] : start[t + 1]]) for t in range(observations.n_tasks)]
+    if earlier is not None:
+        place = np.searchsorted(classes, earlier.classes)
+        for t, own in enumerate(earlier.seen):
+            seen[t] = np.union1d(seen[t], place[own])
     one_label_space = observations.form != "matrix" and len(classes) == 2
-    if known is not None or one_label_space:
-        task_classes = [np.arange(len(classes)) for _ in task_classes]
     everything = np.arange(len(classes))
-    task_classes = [own if len(own) > 1 else everything for own in task_classes]
-    binary = all(len(own) == 2 for own in task_classes)
+    if known is not None or one_label_space:
+        task_classes = [everything for _ in seen]
+    else:
+        task_classes = [own if len(own) > 1 else everything for own in seen]
+    binary = all(len(own) == 2 for own in task_classes) and (earlier is None or earlier.binary)
     if binary:
         # One output serves all tasks only if no label is the first class here and the second there.
         first = {own[0] for own in task_classes}
@@ -336,7 +358,7 @@ def encode_classes(observations, known=None):
         own_code[part] = np.searchsorted(own, code[part])
     if binary:
         own_code = 2.0 * own_code - 1.0
-    return Classes(classes, task_classes, binary, own_code)
+    return Classes(classes, task_classes, binary, own_code, seen, known is not None)
 
 
 def _check_X(estimator, X, *, reset):
@@ -406,7 +428,7 @@ def _observe_matrix(X, Y, sample_weight, classification, known):
     if labels is None:
         labels = np.arange(n_tasks)
     empty = np.flatnonzero(~present.any(axis=0))
-    if len(empty):
+    if len(empty) and known is None:
         raise ValueError(
             f"y has no label at all for task {labels.tolist()[empty[0]]!r} (column {empty[0]}); "
             "drop the column or supply labels"
