@@ -268,6 +268,23 @@ def test_matrix_form_is_a_drop_in_for_multi_output_logistic_regression():
     assert model.decision_function(X).shape == Y.shape
 
 
+def test_the_default_coupling_beats_multi_output_logistic_regression_on_related_labels():
+    right = []
+    for seed in range(5):
+        X, Y, _ = datasets.make_multitask_classification(
+            440, n_tasks=8, missing=0.0, sharpness=4.0, random_state=seed
+        )
+        train, test = slice(0, 40), slice(40, None)
+        alpha = 1 / Y[train].size  # C = 1
+        ours = MultiTaskSGDClassifier(alpha=alpha, random_state=0).fit(X[train], Y[train])
+        peer = MultiOutputClassifier(LogisticRegression(C=1.0)).fit(X[train], Y[train])
+        right.append([np.mean(m.predict(X[test]) == Y[test]) for m in (ours, peer)])
+        shapes = [[p.shape for p in m.predict_proba(X[test])] for m in (ours, peer)]
+        assert shapes[0] == shapes[1] == [(400, 2)] * 8
+    ours, peer = np.transpose(right)
+    assert np.all(ours > peer) and np.mean(ours - peer) > 0.01
+
+
 @pytest.mark.parametrize("loss", MultiTaskSGDRegressor._losses)
 def test_sgd_comes_near_the_minimum_for_every_regression_loss(loss):
     X, y, task = regression(n=600)
