@@ -1,19 +1,31 @@
-"""Epochs of the linear models against scikit-learn's SGD, and School against its closed form.
+"""The linear models against scikit-learn and Vowpal Wabbit: epochs, and objectives over seconds.
 
-Run ``python benchmarks/bench_linear.py``; School needs ``FASTMTL_DATA`` (see fastmtl.datasets).
-An epoch's time is the difference of two fits, so that what is done once is not counted.
+Run ``python benchmarks/bench_linear.py [school] [epochs] [csr] [vw] [race]`` (default: all).
+
+* school: explained variance against closed forms
+* epochs, csr, vw: seconds of an epoch, as the difference of two fits, so that what is done once is
+  not counted; ``vw`` needs ``pip install vowpalwabbit``
+* race: seconds to within 1 % of the optimal objective, and ``results/objective_*.png`` of it
+
+School and the text set need ``FASTMTL_DATA`` (see fastmtl.datasets); pictures need matplotlib.
 """
 
+import argparse
+import importlib.util
 import statistics
+import tempfile
 import time
 import warnings
+from pathlib import Path
 
 import numpy as np
 import scipy.sparse as sp
-from sklearn.linear_model import Ridge, SGDRegressor
+from sklearn.linear_model import LogisticRegression, Ridge, SGDClassifier, SGDRegressor
 
 import fastmtl
-from fastmtl import MultiTaskSGDRegressor, TaskCoupling, datasets
+from fastmtl import MultiTaskSGDClassifier, MultiTaskSGDRegressor, TaskCoupling, datasets
+
+RESULTS = Path(__file__).parent / "results"
 
 ROUNDS = 5
 
@@ -176,12 +188,182 @@ def school():
         print(f"  {name:<28}{variance:8.4f}{1e3 * spent:10.1f} ms")
 
 
+def csr_epochs():
+    n, d, n_tasks, filled = 20_000, 100_000, 50, 100
+    print(f"\nCSR epoch, {filled} non-zeros a row, {d:,} columns, T = {n_tasks}; ratio to fastmtl")
+    rng = np.random.default_rng(0)
+    indices = rng.integers(d, size=n * filled)
+    X = sp.csr_matrix(
+        (rng.normal(size=n * filled), indices, np.arange(n + 1) * filled), shape=(n, d)
+    )
+    X.sum_duplicates()
+    task = rng.integers(n_tasks, size=n)
+    y = rng.normal(size=n)
+    own = sp.csr_matrix(
+        (X.data, X.indices + np.int64(d) * np.repeat(task, np.diff(X.indptr)), X.indptr),
+        shape=(n, d * n_tasks),
+    )
+    wide = sp.hstack([X, own], format="csr")
+    one, peer = epoch_seconds(ours(X, y, task)), epoch_seconds(plain(wide, y))
+    print(f"  SGDRegressor on EasyAdapt {peer / one:.1f} times; {1e9 * one / n:.0f} ns a sample")
+
+
+def vowpal_wabbit():
+    if importlib.util.find_spec("vowpalwabbit") is None:
+        print("\nVowpal Wabbit is not installed (pip install vowpalwabbit): left out")
+        return
+    from vowpalwabbit import Workspace
+
+    n, d, n_tasks = 50_000, 28, 100
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(n, d))
+    y, task = X[:, 0] + rng.normal(size=n), rng.integers(n_tasks, size=n)
+    lines = (
+        f"{target:.6g} |x {' '.join(f'{j}:{value:.6g}' for j, value in enumerate(row))} |t {t}"
+        for row, target, t in zip(X, y, task)
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder, "data.txt")
+        data.write_text("\n".join(lines))
+
+        def make(passes):
+            cache = Path(folder, f"{passes}.cache")
+            words = f"-d {data} --cache_file {cache} -k --passes {passes} --holdout_off -q xt"
+            return lambda: Workspace(f"{words} -b 18 --quiet").finish()
+
+        peer = epoch_seconds(make)
+    one = epoch_seconds(ours(X, y, task))
+    print(f"\nepoch, d = {d}, T = {n_tasks}: Vowpal Wabbit -q takes {peer / one:.0f} times as long")
+    print(f"  {1e9 * peer / n:.0f} ns and {1e9 * one / n:.0f} ns a sample")
+
+
+def logistic(margin):
+    return np.logaddexp(0.0, -margin)
+
+
+def race(name, X, y, task, alpha, classify):
+    """Objectives over seconds, all of the same problem; the peers get EasyAdapt features."""
+    n, ones = len(y), np.ones((len(y), 1))
+    sparse = sp.issparse(X)
+    if sparse:
+        with_one = sp.hstack([X, ones], format="csr")
+        d = with_one.shape[1]
+        shift = np.int64(d) * np.repeat(task, np.diff(with_one.indptr))
+        own = sp.csr_matrix(
+            (with_one.data, with_one.indices + shift, with_one.indptr),
+            shape=(n, d * (1 + task.max())),
+        )
+        wide = sp.hstack([with_one, own], format="csr")
+    else:
+        wide = easy_adapt(np.hstack([X, ones]), task)
+
+    def objective(coef, intercept):
+        score = wide @ coef + intercept
+        losses = logistic(y * score) if classify else 0.5 * (y - score) ** 2
+        return losses.mean() + 0.5 * alpha * coef @ coef
+
+    curves = {}
+    Ours = MultiTaskSGDClassifier if classify else MultiTaskSGDRegressor
+    kind = {"loss": "log_loss"} if classify else {}
+    for solver in ("sgd", "saga"):
+        began = time.perf_counter()
+        model = Ours(alpha=alpha, solver=solver, max_iter=40, tol=1e-7, random_state=0, **kind)
+        model.fit(X, y, tasks=task)
+        before = time.perf_counter() - began - model.history_[-1]["seconds"]
+        curves[f"fastmtl {solver}"] = [
+            (before + entry["seconds"], entry["objective"]) for entry in model.history_
+        ]
+    exact = (
+        LogisticRegression(C=1 / (n * alpha), tol=1e-6, max_iter=1000)
+        if classify
+        else Ridge(alpha=n * alpha, solver="sparse_cg", tol=1e-6)
+    )
+    for label, peer in ((type(exact).__name__, exact),):
+        spent = seconds(lambda peer=peer: peer.fit(wide, y))
+        curves[label] = [(spent, objective(peer.coef_.ravel(), float(np.squeeze(peer.intercept_))))]
+    Peer = SGDClassifier if classify else SGDRegressor
+    peer, spent, curve = Peer(alpha=alpha, random_state=0, **kind), 0.0, []
+    for _ in range(30):
+        extra = {"classes": np.unique(y)} if classify else {}
+        spent += seconds(lambda extra=extra: peer.partial_fit(wide, y, **extra))
+        curve.append((spent, objective(peer.coef_.ravel(), peer.intercept_[0])))
+    curves[type(peer).__name__] = curve
+
+    best = min(value for curve in curves.values() for _, value in curve)
+    reached = {
+        label: next((at for at, value in curve if value <= 1.01 * best), np.inf)
+        for label, curve in curves.items()
+    }
+    first = min(at for label, at in reached.items() if label.startswith("fastmtl"))
+    print(f"  {name}")
+    for label, at in reached.items():
+        print(f"    {label:<20}{at / first:8.1f} times as long{1e3 * at:10.1f} ms")
+    draw(name, curves, best)
+
+
+def draw(name, curves, best):
+    if importlib.util.find_spec("matplotlib") is None:
+        return
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
+    for label, curve in curves.items():
+        at, values = np.array(curve).T
+        axes.plot(at, np.maximum(values / best - 1, 1e-9), marker="o", markersize=3, label=label)
+    axes.axhline(0.01, color="grey", linewidth=0.5)
+    axes.set(
+        xscale="log", yscale="log", xlabel="seconds", ylabel="objective / least − 1", title=name
+    )
+    axes.legend()
+    RESULTS.mkdir(exist_ok=True)
+    figure.savefig(RESULTS / f"objective_{name.lower().split()[0]}.png", dpi=120)
+
+
+def races():
+    print("\nseconds to within 1 % of the least objective, relative to fastmtl's faster solver")
+    home = datasets.get_data_home()
+    if (home / "school.npz").is_file():
+        X, y, task = datasets.fetch_school(return_X_y=True)
+        X = X[:, X.std(axis=0) > 0].astype(np.float64)
+        X, y = (X - X.mean(axis=0)) / X.std(axis=0), (y - y.mean()).astype(np.float64)
+        race("School", X, y, task, 30 / len(y), False)
+    if (home / "newsgroups.npz").is_file():
+        with np.load(home / "newsgroups.npz") as held:
+            part = {key[9:]: held[key] for key in held.files if key.startswith("comp_sci_")}
+        X = sp.csr_matrix((part["data"], part["indices"], part["indptr"]), shape=part["shape"])
+        y, task = np.where(part["y"] > 0, 1.0, -1.0), part["task"].astype(np.int64)
+        race("Newsgroups comp/sci", X.astype(np.float64), y, task, 1e-3, True)
+    rng = np.random.default_rng(0)
+    n, d, n_tasks = 1_000_000, 20, 1000
+    X, task = rng.normal(size=(n, d)), rng.integers(n_tasks, size=n)
+    weights = rng.normal(size=d) + 0.5 * rng.normal(size=(n_tasks, d))
+    y = np.einsum("ij,ij->i", X, weights[task]) + rng.normal(size=n)
+    race("Synthetic n = 1,000,000, T = 1,000", X, y, task, 1e-5, False)
+
+
+PARTS = {
+    "school": school,
+    "epochs": epochs,
+    "csr": csr_epochs,
+    "vw": vowpal_wabbit,
+    "race": races,
+}
+
+
 def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("parts", nargs="*", choices=["all", *PARTS], default="all", metavar="part")
+    given = parser.parse_args().parts
+    asked = list(PARTS) if "all" in given else given
     warnings.simplefilter("ignore")
     fastmtl.show_config()
-    if (datasets.get_data_home() / "school.npz").is_file():
-        school()
-    epochs()
+    have_school = (datasets.get_data_home() / "school.npz").is_file()
+    for name in asked:
+        if name != "school" or have_school:
+            PARTS[name]()
 
 
 if __name__ == "__main__":
