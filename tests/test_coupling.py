@@ -83,3 +83,39 @@ def test_words_and_equality():
 def test_what_is_wrong_is_said(build, words):
     with pytest.raises(ValueError, match=words):
         build()
+
+
+def test_large_covariances_are_truncated_and_say_so():
+    C = random_covariance(100, 90, 0) + 0.5 * np.eye(100)
+    coupling = TaskCoupling.from_covariance(C)
+    mixing, _kappa = coupling.factor(100)
+    found = coupling.covariance(100)
+    assert mixing.shape == (100, 64)
+    np.testing.assert_allclose(np.diag(found), np.diag(C), rtol=1e-6)
+    error = np.linalg.norm(found - C) / np.linalg.norm(C)
+    assert coupling.truncation_error == pytest.approx(error)
+    assert 0 < error < 0.1
+    assert "rank=64, error=" in repr(coupling)
+    exact = TaskCoupling.from_covariance(C, rank=100)
+    assert exact.truncation_error == 0.0
+    np.testing.assert_allclose(exact.covariance(100), C, atol=1e-10 * C.max())
+
+
+@settings(max_examples=30, deadline=None)
+@given(n_tasks=st.integers(3, 12), rank=st.integers(1, 4), seed=st.integers(0, 1000))
+def test_low_rank_plus_diagonal_is_met_exactly_and_truncation_stays_a_covariance(
+    n_tasks, rank, seed
+):
+    C = random_covariance(n_tasks, rank, seed)
+    coupling = TaskCoupling.from_covariance(C, rank=1)
+    _, kappa = coupling.factor(n_tasks)
+    assert kappa.min() >= 0
+    assert coupling.truncation_error <= 1.0
+    if rank == 1:
+        assert coupling.truncation_error < 1e-10
+
+
+@pytest.mark.parametrize("rank", [0, True, 1.5])
+def test_rank_of_a_truncation_is_checked(rank):
+    with pytest.raises(ValueError, match="rank is"):
+        TaskCoupling.from_covariance(np.eye(2), rank=rank)

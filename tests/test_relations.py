@@ -7,8 +7,17 @@ import scipy.sparse as sp
 from closed_form import coupled_ridge
 from scipy.optimize import approx_fprime
 from scipy.stats import multivariate_normal
+from sklearn.base import clone
 
-from fastmtl import MultiTaskSGDClassifier, MultiTaskSGDRegressor, TaskCoupling
+from fastmtl import (
+    MultiTaskKernelRidge,
+    MultiTaskSGDClassifier,
+    MultiTaskSGDRegressor,
+    MultiTaskSVC,
+    MultiTaskSVR,
+    TaskCoupling,
+    linear_kernel,
+)
 from fastmtl.relations import Relations, Summary, posterior
 
 
@@ -312,3 +321,115 @@ def test_what_the_data_cannot_do_is_said():
         MultiTaskSGDRegressor(coupling=TaskCoupling.learn(scale="evidence"), alpha=0.0).fit(
             X, y, tasks=task
         )
+
+
+def new_task(model, coef, n=6, noise=0.1):
+    rng = np.random.default_rng(10)
+    X = rng.normal(size=(n, len(coef)))
+    return X, X @ coef + 0.5 + noise * rng.normal(size=n)
+
+
+@pytest.mark.parametrize("intercept", ["coupled", "shared", "free", "none"])
+def test_added_task_is_the_closed_form_over_its_own_vector(intercept):
+    X, y, task, W = draw(0.7 + 0.3 * np.eye(5), 4, 40, seed=11)
+    model = MultiTaskSGDRegressor(
+        coupling=TaskCoupling.mean(0.5),
+        alpha=0.02,
+        fit_intercept=intercept != "none",
+        task_intercept="coupled" if intercept == "none" else intercept,
+        random_state=0,
+    ).fit(X, y, tasks=task)
+    kept = model.coef_.copy()
+    new_X, new_y = new_task(model, W.mean(axis=0))
+    model.add_task(new_X, new_y, 9)
+    z = new_X if intercept in ("shared", "none") else np.column_stack([new_X, np.ones(6)])
+    shared = model.shared_coef_[0]
+    offset = model._state.intercept[0] if intercept in ("shared", "coupled") else 0.0
+    if intercept == "coupled":
+        offset += model._state.shared[0, 0, -1]
+    ridge = 206 * 0.02 / 0.5 * np.eye(z.shape[1])
+    if intercept == "free":
+        ridge[-1, -1] = 0.0
+    v = np.linalg.solve(z.T @ z + ridge, z.T @ (new_y - new_X @ shared - offset))
+    np.testing.assert_allclose(model.coef_[5], shared + v[:4], atol=1e-6)
+    want = new_X @ (shared + v[:4]) + offset + (v[4] if len(v) > 4 else 0.0)
+    np.testing.assert_allclose(model.predict(new_X, tasks=[9] * 6), want, atol=1e-6)
+    np.testing.assert_array_equal(model.coef_[:5], kept)
+    assert model.tasks_.tolist() == [0, 1, 2, 3, 4, 9]
+    model.partial_fit(new_X, new_y, tasks=[9] * 6)
+
+
+def test_added_task_finds_its_group():
+    X, y, task, W = draw(opposed(8), 10, 60, seed=12)
+    model = MultiTaskSGDRegressor(coupling=TaskCoupling.low_rank(1), alpha=1e-3, random_state=0)
+    model.fit(X, y, tasks=task)
+    for label, side in (("first", W[:4].mean(axis=0)), ("second", W[4:].mean(axis=0))):
+        model_of = MultiTaskSGDRegressor(
+            coupling=TaskCoupling.low_rank(1), alpha=1e-3, random_state=0
+        ).fit(X, y, tasks=task)
+        model_of.add_task(*new_task(model, side), label)
+        own = model_of.task_correlation_[-1]
+        near, far = (own[:4], own[4:8]) if label == "first" else (own[4:8], own[:4])
+        assert near.min() > 0.5 > -0.5 > far.max()
+        alone = np.linalg.lstsq(new_task(model, side)[0], new_task(model, side)[1], rcond=None)[0]
+        assert np.sum((model_of.coef_[-1] - side) ** 2) < 0.3 * np.sum((alone - side) ** 2)
+
+
+def test_added_task_of_a_classifier():
+    rng = np.random.default_rng(0)
+    X, y, task, _ = draw(0.9 + 0.1 * np.eye(4), 5, 200, seed=13, noise=0.0)
+    label = np.where(classes_of(X, y, rng) == 1, "yes", "no")
+    model = MultiTaskSGDClassifier(alpha=0.01, random_state=0)
+    model.fit(X[task < 3], label[task < 3], tasks=task[task < 3])
+    unseen = model.score(X[task == 3], label[task == 3], tasks=task[task == 3])
+    model.add_task(X[task == 3][:40], label[task == 3][:40], 3)
+    assert model.score(X[task == 3], label[task == 3], tasks=task[task == 3]) >= unseen - 0.02
+    assert model.task_classes_[3].tolist() == ["no", "yes"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "arguments", "words"),
+    [
+        ({}, {"label": 1}, "label is 1, which is a task already"),
+        ({"loss": "quantile"}, {"label": 5}, "loss is 'quantile', which has kinks"),
+        ({}, {"label": 5, "form": "list"}, "fitted on the 'list' form"),
+    ],
+)
+def test_a_task_that_cannot_be_added_is_refused(settings, arguments, words):
+    X, y, task, _ = draw(np.eye(2), 3, 20, seed=14)
+    model = MultiTaskSGDRegressor(**settings, tol=1e-2, max_iter=200, random_state=0)
+    if arguments.pop("form", "long") == "list":
+        model.fit(np.split(X, 2), np.split(y, 2))
+    else:
+        model.fit(X, y, tasks=task)
+    with pytest.raises(ValueError, match=words):
+        model.add_task(X[:4], y[:4], **arguments)
+
+
+@pytest.mark.parametrize("kernel", ["linear", "rbf", "precomputed"])
+@pytest.mark.parametrize("kind", ["svc", "svr", "ridge"])
+def test_kernel_machines_learn_relations(kind, kernel):
+    rng = np.random.default_rng(0)
+    X, y, task, _ = draw(opposed(6), 15, 60, seed=15, noise=0.5)
+    model = {
+        "svc": MultiTaskSVC(kernel=kernel, coupling="learn"),
+        "svr": MultiTaskSVR(kernel=kernel, coupling="learn"),
+        "ridge": MultiTaskKernelRidge(kernel=kernel, coupling=TaskCoupling.low_rank(1)),
+    }[kind]
+    target = classes_of(X, y, rng) if kind == "svc" else y
+    rows = linear_kernel(X) if kernel == "precomputed" else X
+    model.fit(rows, target, tasks=task)
+    assert agreement(model.task_correlation_, opposed(6)) > 0.9
+    assert np.trace(model.task_covariance_) == pytest.approx(6.0)
+    given = (
+        clone(model)
+        .set_params(coupling=TaskCoupling.from_factors(model.mixing_, model.kappa_))
+        .fit(rows, target, tasks=task)
+    )
+    np.testing.assert_array_equal(given.dual_coef_, model.dual_coef_)
+
+
+def test_kernel_machines_have_no_features_to_scale():
+    X, y, task, _ = draw(np.eye(2), 3, 10, seed=9)
+    with pytest.raises(ValueError, match=r"kernel machines take .* with rank"):
+        MultiTaskSVR(coupling=TaskCoupling.learn(scale="evidence")).fit(X, y, tasks=task)

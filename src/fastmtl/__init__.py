@@ -26,6 +26,7 @@ from fastmtl.network import (
 )
 from fastmtl.nystroem import SigmoidNystroem, make_kernel_sgd
 from fastmtl.psd import kernel_diagnostics, nearest_psd
+from fastmtl.similarity import TaskSimilarity, task_similarity
 from fastmtl.sparse_linear import MultiTaskSparseClassifier, MultiTaskSparseRegressor
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "SigmoidNystroem",
     "SigmoidOperator",
     "TaskCoupling",
+    "TaskSimilarity",
     "TaskStratifiedKFold",
     "__version__",
     "get_config",
@@ -60,4 +62,5 @@ __all__ = [
     "sigmoid_kernel",
     "tanh_kernel",
     "task_scores",
+    "task_similarity",
 ]

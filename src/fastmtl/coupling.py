@@ -15,6 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 
 __all__ = ["Factors", "Learning", "TaskCoupling", "TaskRelations", "resolve_coupling"]
 
+EXACT_RANK = 64  # columns of B in which any C is met without being asked
 WORDS = ("mean", "independent", "pooled", "learn")
 
 
@@ -68,6 +69,7 @@ class TaskCoupling:
 
     def __init__(self, *, mixing, kappa, description, learning=None):
         self.learning = learning  # None where C is given
+        self.truncation_error = 0.0
         self._mixing = mixing  # None: no shared part; "ones": one column of ones; or (T, R)
         self._kappa = kappa  # a number for every task, or (T,)
         self._description = description
@@ -292,7 +294,7 @@ class TaskCoupling:
         )
 
     @classmethod
-    def from_covariance(cls, C):
+    def from_covariance(cls, C, *, rank=None):
         """Give the covariance between tasks: large positive entries tie tasks together.
 
         Parameters
@@ -300,11 +302,16 @@ class TaskCoupling:
         C : array-like of shape (n_tasks, n_tasks)
             Symmetric positive semi-definite, in the order of the fitted model's ``tasks_`` (sorted
             labels). A singular C confines the tasks' vectors to its range.
+        rank : int, default=None
+            The most columns of B, since a step costs in proportion to them. None meets C to
+            rounding up to 64 tasks, and takes 64 beyond.
 
         Returns
         -------
         coupling : TaskCoupling
-            With κ the smallest eigenvalue and B the rest, so C is met to rounding.
+            Where C is met to rounding, κ is its smallest eigenvalue and B the rest. Otherwise
+            ``B Bᵀ + diag(κ)`` keeps the diagonal of C, and the attribute `truncation_error` is
+            what it lacks of C, relative, in the Frobenius norm; the coupling's repr says it too.
 
         Raises
         ------
@@ -320,7 +327,11 @@ class TaskCoupling:
                [1., 2.]])
         """
         C = _check_psd(C, "C", "covariance")
-        return cls._of_covariance(C, f"from_covariance({C.shape})")
+        if rank is not None and (
+            not isinstance(rank, numbers.Integral) or isinstance(rank, bool) or rank < 1
+        ):
+            raise ValueError(f"rank is {rank!r}; pass an integer >= 1 or None")
+        return cls._of_covariance(C, f"from_covariance({C.shape})", rank)
 
     @classmethod
     def from_precision(cls, K):
@@ -390,9 +401,9 @@ class TaskCoupling:
         if A.size and A.min() < 0:
             raise ValueError(f"A has a negative edge weight ({A.min():.3g}); weights must be ≥ 0")
         laplacian = np.diag(A.sum(axis=1)) - A
-        coupling = cls.from_precision(laplacian + ridge * np.eye(len(A)))
-        coupling._description = f"from_graph({A.shape}, ridge={ridge:g})"
-        return coupling
+        values, vectors = np.linalg.eigh(laplacian + ridge * np.eye(len(A)))
+        C = (vectors / values) @ vectors.T
+        return cls._of_covariance(C, f"from_graph({A.shape}, ridge={ridge:g})")
 
     @classmethod
     def from_similarity(cls, S):
@@ -426,17 +437,21 @@ class TaskCoupling:
         return cls._of_covariance((C + C.T) / 2, f"from_similarity({S.shape})")
 
     @classmethod
-    def _of_covariance(cls, C, description):
+    def _of_covariance(cls, C, description, rank=None):
+        rank = rank or EXACT_RANK
         values, vectors = np.linalg.eigh(C)
         floor = max(values[0], 0.0)
         excess = values - floor
         keep = excess > len(C) * np.finfo(float).eps * max(values[-1], 1e-300)
-        mixing = vectors[:, keep] * np.sqrt(excess[keep])
-        return cls(
-            mixing=np.ascontiguousarray(mixing),
-            kappa=np.full(len(C), floor),
-            description=description,
-        )
+        mixing, kappa, error = vectors[:, keep] * np.sqrt(excess[keep]), np.full(len(C), floor), 0.0
+        if mixing.shape[1] > rank:
+            mixing, kappa = _principal_factors(C, rank)
+            residual = mixing @ mixing.T + np.diag(kappa) - C
+            error = float(np.linalg.norm(residual) / np.linalg.norm(C))
+            description = f"{description[:-1]}, rank={rank}, error={error:.2g})"
+        coupling = cls(mixing=np.ascontiguousarray(mixing), kappa=kappa, description=description)
+        coupling.truncation_error = error
+        return coupling
 
     @property
     def has_shared_part(self):
@@ -535,6 +550,22 @@ def resolve_coupling(coupling):
     raise ValueError(
         f"coupling is {coupling!r}; pass one of {', '.join(map(repr, WORDS))} or a TaskCoupling"
     )
+
+
+def _principal_factors(C, rank):
+    """B of `rank` columns and κ ≥ 0 with B Bᵀ + diag(κ) near C, and its diagonal met."""
+    kappa = np.full(len(C), max(np.linalg.eigvalsh(C)[0], 0.0))
+    for _ in range(20):
+        values, vectors = np.linalg.eigh(C - np.diag(kappa))
+        mixing = vectors[:, -rank:] * np.sqrt(np.maximum(values[-rank:], 0.0))
+        kappa = np.diag(C) - np.sum(mixing**2, axis=1)
+        if kappa.min() >= 0:
+            continue
+        # A communality above the variance: shrink the task's row to what its variance allows.
+        over = kappa < 0
+        mixing[over] *= np.sqrt(np.diag(C)[over] / np.sum(mixing[over] ** 2, axis=1))[:, None]
+        kappa[over] = 0.0
+    return mixing, kappa
 
 
 def _short(kappa):

@@ -22,7 +22,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from fastmtl._core.dual_cd import minimise
 from fastmtl.config import resolve_threads
-from fastmtl.coupling import resolve_coupling
+from fastmtl.coupling import Factors, TaskRelations, resolve_coupling
 from fastmtl.estimators import check_number, check_word, in_form, score_in_form, task_weights
 from fastmtl.kernels import (
     kernel_scale,
@@ -35,6 +35,7 @@ from fastmtl.kernels import (
 from fastmtl.linear import MultiTaskSGDClassifier
 from fastmtl.observations import Classes, encode_classes, is_list_form, observe, query
 from fastmtl.psd import nearest_psd
+from fastmtl.relations import families, learn_relations, width_for
 
 __all__ = ["MultiTaskKernelRidge", "MultiTaskSVC", "MultiTaskSVR"]
 
@@ -99,7 +100,7 @@ class _Output:
     gap: float = 0.0
 
 
-class _KernelMachine(BaseEstimator):
+class _KernelMachine(TaskRelations, BaseEstimator):
     """What the three estimators share: kernels, Gram matrices, intercepts and predictions."""
 
     _classification = False
@@ -155,9 +156,14 @@ class _KernelMachine(BaseEstimator):
             raise ValueError(
                 "the product of sample_weight, task_weight and class_weight is zero everywhere"
             )
-        factors = resolve_coupling(self.coupling).factor(observations.n_tasks)
         rows, source, row = self._rows(observations)
         kernel = self._kernel(rows, np.bincount(row, observations.weight, minlength=rows.shape[0]))
+        coupling = resolve_coupling(self.coupling)
+        if coupling.learning is None:
+            factors = coupling.factor(observations.n_tasks)
+        else:
+            data = observations, classes, weight
+            factors = self._learned_factors(kernel, rows, row, data, coupling.learning)
         outputs, projection = self._solve(kernel, rows, row, observations, classes, weight, factors)
         self._store(observations, classes, factors, kernel, rows, source, outputs, projection)
         return self
@@ -205,6 +211,36 @@ class _KernelMachine(BaseEstimator):
             if isinstance(arguments.get(name), str):
                 arguments[name] = kernel_scale(X, arguments[name], name, weight)
         return _Kernel(function, arguments, own=False)
+
+    def _learned_factors(self, kernel, rows, row, data, learning):
+        """B and κ learned on Nyström features of the kernel, Φ Φᵀ ≈ K through some of the rows."""
+        if (learning.feature_covariance, learning.scale) != ("identity", "unit"):
+            raise ValueError(
+                f"coupling is {self.coupling!r}; kernel machines take TaskCoupling.learn with rank "
+                "alone: they have no features to scale, and their own strength of penalty"
+            )
+        observations, classes, weight = data
+        n = rows.shape[0]
+        chosen = np.random.RandomState(0).permutation(n)[: width_for(observations.n_tasks)]
+        if kernel is None:
+            across = np.asarray(rows[:, chosen], dtype=np.float64)
+        else:
+            across = np.asarray(
+                kernel(rows, rows[chosen], n_threads=self.n_threads), dtype=np.float64
+            )
+        inner = across[chosen]
+        values, vectors = np.linalg.eigh((inner + inner.T) / 2)
+        kept = values > 1e-8 * values[-1]
+        learned = learn_relations(
+            across @ (vectors[:, kept] / np.sqrt(values[kept])),
+            row,
+            observations.task_start,
+            families(observations, classes, weight),
+            "log" if self._classification else "squared",
+            self.task_intercept if self.fit_intercept else "none",
+            rank=learning.rank,
+        )
+        return Factors(learned.mixing, learned.kappa)
 
     def _gram(self, kernel, rows):
         """The whole Gram matrix, or None where it exceeds `cache_size`."""
@@ -521,7 +557,7 @@ class MultiTaskSVC(ClassifierMixin, _SupportVectorMachine):
         ``1 / d``.
     c, coef0 : float, default=0.0
     degree : int, default=3
-    coupling : {"mean", "independent", "pooled"} or TaskCoupling, default="mean"
+    coupling : {"mean", "independent", "pooled", "learn"} or TaskCoupling, default="mean"
         How tasks share. With ``"independent"`` they share the Gram matrix only.
     loss : {"hinge", "squared_hinge"}, default="hinge"
     task_weight : None, "balanced", dict or array-like of shape (n_tasks,), default=None
@@ -815,7 +851,7 @@ class MultiTaskSVR(_Regressor, _SupportVectorMachine):
     sigma, gamma : {"scale", "auto"} or float, default="scale"
     c, coef0 : float, default=0.0
     degree : int, default=3
-    coupling : {"mean", "independent", "pooled"} or TaskCoupling, default="mean"
+    coupling : {"mean", "independent", "pooled", "learn"} or TaskCoupling, default="mean"
     loss : {"epsilon_insensitive", "squared_epsilon_insensitive"}, default="epsilon_insensitive"
     task_weight : None, "balanced", dict or array-like of shape (n_tasks,), default=None
     fit_intercept : bool, default=True
@@ -926,7 +962,7 @@ class MultiTaskKernelRidge(_Regressor, _KernelMachine):
     sigma, gamma : {"scale", "auto"} or float, default="scale"
     c, coef0 : float, default=0.0
     degree : int, default=3
-    coupling : {"mean", "independent", "pooled"} or TaskCoupling, default="mean"
+    coupling : {"mean", "independent", "pooled", "learn"} or TaskCoupling, default="mean"
     task_weight : None, "balanced", dict or array-like of shape (n_tasks,), default=None
     fit_intercept : bool, default=True
     task_intercept : {"free", "shared"}, default="free"

@@ -7,6 +7,7 @@ compiled solver, and store what came out. The numeric loops are in ``_core.linea
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 from scipy.special import expit, softmax
@@ -16,7 +17,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from fastmtl.config import resolve_threads
-from fastmtl.coupling import TaskRelations, resolve_coupling
+from fastmtl.coupling import Factors, TaskRelations, resolve_coupling
 from fastmtl.estimators import (
     OnnxMixin,
     check_number,
@@ -26,7 +27,7 @@ from fastmtl.estimators import (
     score_in_form,
     unchanged_on_error,
 )
-from fastmtl.linear_relations import LinearRelations, learn_linear
+from fastmtl.linear_relations import LinearRelations, adapt_task, learn_linear
 from fastmtl.linear_training import LOSSES, SOFTMAX, State, carry, constant_score, train
 from fastmtl.losses import as_point_loss
 from fastmtl.monitoring import as_callbacks, hold_out
@@ -108,6 +109,73 @@ class _MultiTaskSGD(TaskRelations, OnnxMixin, BaseEstimator):
                 set_state(state)
             result = train(self, training, None, state, factors, 1, partial=True)
             self._store(training, state, factors, result)
+        return self
+
+    def add_task(self, X, y, label, *, sample_weight=None):
+        """Add a task with few samples, without fitting the others again.
+
+        The shared vectors stay, and so does every other task. The new task's own vector v_t is the
+        exact minimiser of the objective over it; where rows of B differ, as in learned and
+        low-rank couplings, its row b_t of B is found with it, under the normal prior that the other
+        rows suggest. Its κ is the mean of theirs.
+
+        Parameters
+        ----------
+        X : array-like or sparse matrix of shape (n, d)
+        y : array-like of shape (n,)
+            For a classifier, labels that it knows.
+        label : hashable
+            The new task's label, which no other task has.
+        sample_weight : array-like of shape (n,), default=None
+
+        Returns
+        -------
+        self : object
+
+        Raises
+        ------
+        ValueError
+            If the task exists, the model was fitted on Y (n, n_tasks) or on a list, it has a
+            softmax, or its loss has kinks (`partial_fit` takes those).
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from fastmtl import MultiTaskSGDRegressor
+        >>> rng = np.random.default_rng(0)
+        >>> X, shop = rng.normal(size=(300, 2)), np.repeat(["a", "b", "c"], 100)
+        >>> model = MultiTaskSGDRegressor().fit(X, X @ [1.0, -2.0], tasks=shop)
+        >>> model.add_task(X[:3], X[:3] @ [1.0, -2.0] + 1.0, "d").tasks_.tolist()
+        ['a', 'b', 'c', 'd']
+        """
+        check_is_fitted(self, "tasks_")
+        if self.input_form_ not in ("long", "single"):
+            raise ValueError(
+                f"add_task needs a model fitted with task labels, but this one was fitted on the "
+                f"{self.input_form_!r} form"
+            )
+        if not self._one_output:
+            raise ValueError("add_task needs one score per task, but this model has a softmax")
+        if self._smoothness() is None and self.loss != "poisson":
+            raise ValueError(f"loss is {self.loss!r}, which has kinks; use partial_fit instead")
+        if label in self.tasks_.tolist():
+            raise ValueError(f"label is {label!r}, which is a task already; use partial_fit")
+        labels = np.empty(X.shape[0] if hasattr(X, "shape") else len(X), dtype=object)
+        labels[:] = [label] * len(labels)
+        known = self._classes.classes if self._classification else None
+        with unchanged_on_error(self):
+            observations = self._observe(
+                X, y, labels, sample_weight, reset=False, known=self.tasks_
+            )
+            training = observations, self._encode(observations, known)
+            training = self._relations.mapped_data(training)
+            row, kappa, own, total = adapt_task(self, training, self._intercept_kind())
+            factors = Factors(np.vstack([self.mixing_, row]), np.append(self.kappa_, kappa))
+            self._relations = replace(self._relations, factors=factors)
+            result = {"n_iter": self.n_iter_, "best_iter": self.best_iter_}
+            state = _with_head(self._state, own, self.n_features_in_)
+            self._store(training, state, factors, {**result, "history": self.history_})
+            self._label_weight = total
         return self
 
     def _check_settings(self):
@@ -236,6 +304,7 @@ class _MultiTaskSGD(TaskRelations, OnnxMixin, BaseEstimator):
         observations, classes = training
         self._state = state
         self._classes = classes
+        self._label_weight = observations.weight.sum()
         self.tasks_ = observations.tasks
         self.n_tasks_ = observations.n_tasks
         self.input_form_ = observations.form
@@ -982,6 +1051,19 @@ class MultiTaskSGDClassifier(ClassifierMixin, _MultiTaskSGD):
         """
         predicted = self.predict(X, tasks=tasks)
         return score_in_form(accuracy_score, y, predicted, sample_weight)
+
+
+def _with_head(state, vector, d):
+    """The state with one more task, of one head: features, and the intercept where there is one."""
+    head = np.zeros((1, state.specific.shape[1]), dtype=state.specific.dtype)
+    head[0, :d] = vector[:d]
+    head[0, -1] = vector[d] if len(vector) > d else 0.0
+    return replace(
+        state,
+        specific=np.vstack([state.specific, head]),
+        head_start=np.append(state.head_start, state.head_start[-1] + 1),
+        head_class=np.append(state.head_class, np.zeros(1, dtype=np.int32)),
+    )
 
 
 def _two_columns(scores):

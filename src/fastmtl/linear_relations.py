@@ -6,10 +6,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import scipy.sparse as sp
+from scipy.optimize import minimize
 
+from fastmtl._core.linear_sgd import point_losses
 from fastmtl.coupling import Factors
 from fastmtl.estimators import task_weights
-from fastmtl.relations import learn_relations
+from fastmtl.relations import families, learn_relations
 
 
 @dataclass
@@ -77,7 +79,7 @@ def learn_linear(model, training, learning):
         observations.X,
         observations.row,
         observations.task_start,
-        _families(observations, classes, weight),
+        families(observations, classes, weight),
         loss[model._classification],
         kind,
         rank=learning.rank,
@@ -104,20 +106,6 @@ def learn_linear(model, training, learning):
     return relations, start
 
 
-def _families(observations, classes, weight):
-    """One target for each class's vectors: the classes of a softmax against the rest."""
-    if classes.binary:
-        return [(np.asarray(classes.code, dtype=np.float64), weight)]
-    code = np.asarray(classes.code, dtype=np.int64)
-    families = []
-    for k in range(len(classes.classes)):
-        position = [np.flatnonzero(own == k) for own in classes.task_classes]
-        position = np.array([p[0] if len(p) else -1 for p in position])[observations.task]
-        target = np.where(code == position, 1.0, -1.0)
-        families.append((target, np.where(position >= 0, weight, 0.0)))
-    return families
-
-
 def _set_state(state, learned, found, kind, scale):
     components, d = learned.components, learned.root.shape[0] - (kind != "none")
     head_task = np.repeat(np.arange(len(learned.kappa)), np.diff(state.head_start))
@@ -138,3 +126,55 @@ def _set_state(state, learned, found, kind, scale):
             shared, own = shared @ components.T, own @ components.T
         state.shared[:, k, : shared.shape[1]] = shared / scale
         state.specific[heads, : own.shape[1]] = own
+
+
+def adapt_task(model, training, kind):
+    """Row of B, κ and parameters of the last task of the data, all else held: (b, κ, v), and n.
+
+    Minimises ``Σ weight loss + n alpha (½ ‖v‖² / κ + ½ σ_s² (b - b̄)·Λ⁻¹ (b - b̄))`` with b̄ and Λ
+    the mean and covariance of the rows of B, and σ_s² the variance of the shared vectors'
+    entries, in whose units the penalty is: rows that do not vary stay at b̄.
+    """
+    observations, classes = training
+    state, (mixing, kappa) = model._state, model._relations.factors
+    X = observations.X[observations.row]
+    n, d = X.shape
+    with_intercept = kind in ("coupled", "free")
+    z = np.asarray(X.toarray() if sp.issparse(X) else X, dtype=np.float64)
+    z = np.column_stack([z, np.ones(n)]) if with_intercept else z
+    S = state.shared[:, 0, :d].astype(np.float64)
+    if with_intercept:
+        S = np.column_stack([S, state.shared[:, 0, -1]])
+    mean, own_kappa = mixing.mean(axis=0), kappa.mean()
+    across = z @ S.T
+    base = across @ mean + (state.intercept[0] if kind in ("shared", "coupled") else 0.0)
+    # b = b̄ + root β and v = √κ ν: β and ν have plain penalties.
+    centred = mixing - mean
+    _, sizes, vectors = np.linalg.svd(centred, full_matrices=False)
+    varies = sizes > 1e-6 * np.sqrt(np.sum(mixing**2))
+    root = (vectors[varies].T * sizes[varies]) / np.sqrt(len(mixing))
+    scale = np.full(z.shape[1], np.sqrt(own_kappa))
+    weight = observations.weight * task_weights(model, observations)[observations.task]
+    if model._classification:
+        weight = weight * model._class_weights(observations, classes)
+    total = model._label_weight + observations.weight.sum()
+    strength = model.alpha * total
+    penalty = np.full(root.shape[1] + z.shape[1], strength)
+    penalty[: root.shape[1]] *= np.mean(S**2) if S.size else 0.0
+    if kind == "free":
+        scale[-1], penalty[-1] = 1.0, 0.0
+    design = np.column_stack([across @ root, z * scale])
+    target = np.asarray(classes.code, dtype=np.float64)
+    code, parameter, _, user = model._loss_setting(classes)
+    value, slope = np.empty(n), np.empty(n)
+
+    def objective(theta):
+        point_losses(code, parameter, target, base + design @ theta, value, slope, user)
+        loss = weight @ value + 0.5 * penalty @ theta**2
+        return loss, design.T @ (weight * slope) + penalty * theta
+
+    options = {"maxiter": 20_000, "maxfun": 40_000, "ftol": 1e-15, "gtol": 1e-9 * weight.sum()}
+    start = np.zeros(design.shape[1])
+    theta = minimize(objective, start, jac=True, method="L-BFGS-B", options=options).x
+    cut = root.shape[1]
+    return mean + root @ theta[:cut], own_kappa, scale * theta[cut:], total

@@ -545,7 +545,7 @@ def _saga(problem, state, tol):
 def _remember(problem, state, memory, averages):
     """Derivatives at the state as it is and what they average to, so that a good start stays so."""
     samples, data = problem.samples, problem.data
-    (mixing, kappa), _, (code, parameter, *_), (_, _, _, kind) = problem.arguments
+    (mixing, kappa), _, (code, parameter, _, user), (_, _, _, kind) = problem.arguments
     if problem.dense:
         X = data[0]
     else:
@@ -562,7 +562,8 @@ def _remember(problem, state, memory, averages):
         offset = weights[t, -1] + (state.intercept[0] if kind in COMMON_INTERCEPT else 0.0)
         scores = (rows @ weights[t, :d]).astype(np.float64) + offset
         target = np.ascontiguousarray(samples["target"][own])
-        linear_sgd.point_losses(code, parameter, target, scores, value[own], slope[own])
+        slots = value[own], slope[own]
+        linear_sgd.point_losses(code, parameter, target, scores, *slots, user)
         memory[own] = samples["weight"][own] * slope[own]
         whole = np.append(memory[own] @ rows, memory[own].sum()) / n
         if kind in COMMON_INTERCEPT:

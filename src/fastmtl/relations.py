@@ -614,6 +614,25 @@ class Learned:
         return [(scale * at.shared, at.specific, at.offset) for at in found]
 
 
+def families(observations, classes, weight):
+    """One target for each class's vectors: the classes of a softmax against the rest."""
+    if classes.binary:
+        return [(np.asarray(classes.code, dtype=np.float64), weight)]
+    code = np.asarray(classes.code, dtype=np.int64)
+    families = []
+    for k in range(len(classes.classes)):
+        position = [np.flatnonzero(own == k) for own in classes.task_classes]
+        position = np.array([p[0] if len(p) else -1 for p in position])[observations.task]
+        target = np.where(code == position, 1.0, -1.0)
+        families.append((target, np.where(position >= 0, weight, 0.0)))
+    return families
+
+
+def width_for(n_tasks):
+    """The most features that relations of so many tasks are learned on."""
+    return max(2, min(MAX_WIDTH, int(np.sqrt(MEMORY / n_tasks))))
+
+
 def learn_relations(
     X, row, task_start, families, loss, intercept, *, rank="auto", features="identity"
 ):
@@ -634,7 +653,7 @@ def learn_relations(
     learned : Learned
     """
     n_tasks, d = len(task_start) - 1, X.shape[1]
-    width = max(2, min(MAX_WIDTH, int(np.sqrt(MEMORY / n_tasks))))
+    width = width_for(n_tasks)
     components = None
     if d > width:
         if features != "identity":
