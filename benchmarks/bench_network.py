@@ -2,8 +2,10 @@
 
 ``python benchmarks/bench_network.py`` prints the ratio first, then µs per sample (forward, backward
 and the step of plain SGD; float32). Every peer has the same architecture, batch and optimiser, and
-runs in the same process; both are shown at their best thread count. ``--quality`` compares accuracy
-on real data instead, same recipe over several seeds; it needs the folder named by FASTMTL_DATA.
+runs in the same process; both are shown at their best thread count. Other modes: ``quality``
+compares accuracy on real data, same recipe over several seeds, and the time to PyTorch's accuracy;
+``sharing`` a shared trunk with a network for each task (both need the folder named by
+FASTMTL_DATA); ``tasks`` times 10,000 heads; ``memory`` watches 100 epochs on 100,000 rows.
 """
 
 import argparse
@@ -13,6 +15,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+from sklearn.metrics import r2_score
 from sklearn.neural_network import MLPRegressor
 
 import fastmtl
@@ -151,121 +154,238 @@ def speed():
         )
 
 
-def torch_fit(model, X, Y, epochs, batch, rate, seed):
-    """Adam on the equivalent module from its own start; returns the module and seconds."""
+def sarcos(folder):
+    with np.load(folder / "sarcos_test.npz") as file:
+        X, Y = file["X"].astype(np.float32), file["Y"].astype(np.float32)
+    X, Y = (X - X.mean(0)) / X.std(0), (Y - Y.mean(0)) / Y.std(0)
+    name = "SARCOS (its test part, split 3 : 1), 7 torques, R²"
+    return name, X, Y, {}, [Dense(128), Dense(64)], MultiTaskNetworkRegressor, 40, 1
+
+
+def pairs(folder):
+    with np.load(folder / "mnist_test10k.npz") as file:
+        images, labels = file["images"], file["labels"].astype(np.int64)
+    images, half = (images[..., None] / 255).astype(np.float32), 2000
+    X = images[:half], images[half : 2 * half]
+    Y = np.column_stack([labels[:half], labels[half : 2 * half]])
+    trunk = [Concat(IMAGE, IMAGE), Dense(128), Dense(64)]
+    return "MNIST pairs, two softmaxes, accuracy", X, Y, {}, trunk, MultiTaskNetworkClassifier, 8, 2
+
+
+def vowels(folder):
+    """Speakers as tasks: the last frame's first coefficient from the frames before it."""
+    with np.load(folder / "japanese_vowels.npz") as file:
+        X, length, speaker = file["X"].astype(np.float32), file["length"], file["speaker"]
+    rows = np.arange(len(X))
+    y = X[rows, length - 1, 0]
+    X[rows, length - 1] = 0
+    X, y = X[:, :-1] / X.std(), (y - y.mean()) / y.std()
+    more = {"tasks": speaker, "lengths": length - 1}
+    name = "Japanese vowels, 9 speakers as tasks, next frame, R²"
+    return name, X, y, more, [LSTM(32)], MultiTaskNetworkRegressor, 60, 1
+
+
+def rows_of(X, part):
+    return tuple(x[part] for x in X) if isinstance(X, tuple) else X[part]
+
+
+def torch_epochs(model, X, y, more, batch, rate, seed, start):
+    """Adam on the equivalent module: yields it and the seconds of each epoch.
+
+    It starts from the weights of `model` ("same"), or from PyTorch's own distributions ("own").
+    """
     import torch
 
     torch.manual_seed(seed)
     module = model.to_torch()
-    for layer in module.modules():
-        if hasattr(layer, "reset_parameters"):
-            layer.reset_parameters()
-    F = model.coef_.shape[1]
-    with torch.no_grad():
-        module.head.uniform_(-1 / np.sqrt(F), 1 / np.sqrt(F))
-        module.head_intercept.zero_()
+    if start == "own":
+        for layer in module.modules():
+            if hasattr(layer, "reset_parameters"):
+                layer.reset_parameters()
+        F = model.coef_.shape[1]
+        with torch.no_grad():
+            module.head.uniform_(-1 / np.sqrt(F), 1 / np.sqrt(F))
+            module.head_intercept.zero_()
     optimiser = torch.optim.Adam([p for p in module.parameters() if p.requires_grad], lr=rate)
     inputs = [torch.from_numpy(x) for x in (X if isinstance(X, tuple) else (X,))]
-    labels = Y.dtype.kind == "i"
-    target = torch.from_numpy(Y)
+    more = {name: torch.from_numpy(np.asarray(value, np.int64)) for name, value in more.items()}
+    labels, target = y.dtype.kind == "i", torch.from_numpy(y)
     widths = [len(own) for own in model.task_classes_] if labels else None
-    n = len(Y)
-    began = time.perf_counter()
-    for _ in range(epochs):
-        for rows in torch.randperm(n).split(batch):
-            own = [x[rows] for x in inputs]
-            scores = module(own if len(own) > 1 else own[0])
+    while True:
+        began = time.perf_counter()
+        for rows in torch.randperm(len(y)).split(batch):
+            lengths = more["lengths"][rows] if "lengths" in more else None
+            scores = module([x[rows] for x in inputs], lengths)
             if labels:
                 loss = sum(
                     torch.nn.functional.cross_entropy(s, t)
                     for s, t in zip(scores.split(widths, 1), target[rows].T, strict=True)
                 )
             else:
-                loss = 0.5 * ((scores - target[rows]) ** 2).sum(1).mean()
+                if "tasks" in more:
+                    scores = scores.gather(1, more["tasks"][rows][:, None])[:, 0]
+                loss = 0.5 * ((scores - target[rows]) ** 2).sum() / len(rows)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
-    return module, time.perf_counter() - began
+        yield module, time.perf_counter() - began
 
 
-def sarcos(folder):
-    with np.load(folder / "sarcos_test.npz") as file:
-        X, Y = file["X"].astype(np.float32), file["Y"].astype(np.float32)
-    X, Y = (X - X.mean(0)) / X.std(0), (Y - Y.mean(0)) / Y.std(0)
-    trunk, kind = [Dense(128), Dense(64)], MultiTaskNetworkRegressor
-    return "SARCOS (test part), 7 torques, R²", X, Y, trunk, kind, 40, 32
+def torch_score(module, model, X, y, more):
+    import torch
+
+    inputs = [torch.from_numpy(x) for x in (X if isinstance(X, tuple) else (X,))]
+    lengths = torch.from_numpy(more["lengths"].astype(np.int64)) if "lengths" in more else None
+    with torch.no_grad():
+        scores = module(inputs, lengths).numpy()
+    if y.dtype.kind == "i":
+        parts = np.split(scores, model._state.head_start[1:-1], axis=1)
+        return float((np.column_stack([part.argmax(1) for part in parts]) == y).mean())
+    if "tasks" in more:
+        scores = scores[np.arange(len(y)), more["tasks"]]
+    return r2_score(y, scores)
 
 
-def digits(folder):
-    with np.load(folder / "mnist_test10k.npz") as file:
-        images, labels = file["images"], file["labels"].astype(np.int64)
-    images = (images[..., None] / 255).astype(np.float32)
-    half = 2000
-    X = images[:half], images[half : 2 * half]
-    Y = np.column_stack([labels[:half], labels[half : 2 * half]])
-    trunk = [Concat(IMAGE, IMAGE), Dense(128), Dense(64)]
-    name = "MNIST pairs, 2 softmax heads, accuracy"
-    return name, X, Y, trunk, MultiTaskNetworkClassifier, 6, 32
+def first_at(curve, quality):
+    """Seconds until a curve of (seconds, score) is as good; its end where it never is."""
+    return next((seconds for seconds, score in curve if score >= quality), curve[-1][0])
 
 
-def quality(seeds):
+def quality(seeds, start):
     import torch
 
     folder = Path(os.environ["FASTMTL_DATA"])
-    torch.set_num_threads(os.cpu_count() or 1)
-    for load in (sarcos, digits):
-        name, X, Y, trunk, kind, epochs, batch = load(folder)
+    for load in (sarcos, pairs, vowels):
+        name, X, y, more, trunk, kind, epochs, threads = load(folder)
+        torch.set_num_threads(threads)
         rows = []
         for seed in range(seeds):
-            order = np.random.default_rng(seed).permutation(len(Y))
-            train, test = order[: len(Y) * 3 // 4], order[len(Y) * 3 // 4 :]
-
-            def take(part, X=X):
-                return tuple(x[part] for x in X) if isinstance(X, tuple) else X[part]
-
-            model = kind(
-                trunk=trunk,
-                coupling="independent",
-                alpha=0.0,
-                batch_size=batch,
-                max_iter=epochs,
-                random_state=seed,
-            ).fit(take(train), Y[train])
-            seconds = sum(entry["seconds"] for entry in model.history_)
-            own = model.score(take(test), Y[test])
-            module, torch_seconds = torch_fit(
-                model, take(train), Y[train], epochs, batch, model.learning_rate_init, seed
+            order = np.random.default_rng(seed).permutation(len(y))
+            train, test = order[: len(y) * 3 // 4], order[len(y) * 3 // 4 :]
+            own = {key: value[train] for key, value in more.items()}
+            held = {key: value[test] for key, value in more.items()}
+            model, begun = (
+                kind(
+                    trunk=trunk,
+                    coupling="independent",
+                    alpha=0.0,
+                    n_threads=threads,
+                    learning_rate_init=rate,
+                    random_state=np.random.RandomState(seed),
+                )
+                for rate in (1e-3, 1e-30)
             )
-            with torch.no_grad():
-                inputs = take(test)
-                inputs = inputs if isinstance(inputs, tuple) else (inputs,)
-                inputs = [torch.from_numpy(x) for x in inputs]
-                scores = module(inputs if len(inputs) > 1 else inputs[0]).numpy()
-            if Y.dtype.kind == "i":
-                parts = np.split(scores, model._state.head_start[1:-1], axis=1)
-                found = np.column_stack([part.argmax(1) for part in parts])
-                theirs = float((found == Y[test]).mean())
-            else:
-                spread = ((Y[test] - Y[test].mean(0)) ** 2).sum(0)
-                theirs = float((1 - ((Y[test] - scores) ** 2).sum(0) / spread).mean())
-            rows.append((own, theirs, seconds, torch_seconds))
-        own, theirs, mine, peer = np.array(rows).T
+            settings = {} if y.dtype.kind != "i" else {"classes": np.unique(y)}
+            begun.partial_fit(rows_of(X, train), y[train], **settings, **own)
+            mine, theirs = [], []
+            for _ in range(2 * epochs):
+                model.partial_fit(rows_of(X, train), y[train], **settings, **own)
+                spent = (mine[-1][0] if mine else 0.0) + model.history_[-1]["seconds"]
+                mine.append((spent, model.score(rows_of(X, test), y[test], **held)))
+            peer = torch_epochs(begun, rows_of(X, train), y[train], own, 32, 1e-3, seed, start)
+            for (module, seconds), _ in zip(peer, range(epochs)):
+                spent = (theirs[-1][0] if theirs else 0.0) + seconds
+                score = torch_score(module, model, rows_of(X, test), y[test], held)
+                theirs.append((spent, score))
+            target = theirs[-1][1]
+            times = first_at(mine, target), first_at(theirs, target)
+            rows.append((mine[epochs - 1][1], target, mine[epochs - 1][0], theirs[-1][0], *times))
+        own, theirs, seconds, peer, *reached = np.array(rows).T
         print(
-            f"{peer.mean() / mine.mean():6.1f} times faster; fastmtl {own.mean():.4f} ± "
-            f"{own.std():.4f}, PyTorch {theirs.mean():.4f} ± {theirs.std():.4f}; "
-            f"{mine.mean():.2f} s, {peer.mean():.2f} s: {name}, {epochs} epochs, {seeds} seeds"
+            f"{reached[1].mean() / reached[0].mean():6.1f} times sooner at PyTorch's quality, "
+            f"{peer.mean() / seconds.mean():.1f} times faster; fastmtl {own.mean():.4f} ± "
+            f"{own.std():.4f}, PyTorch {theirs.mean():.4f} ± {theirs.std():.4f} after {epochs} "
+            f"epochs ({seconds.mean():.2f} s, {peer.mean():.2f} s); to that quality "
+            f"{reached[0].mean():.2f} s, {reached[1].mean():.2f} s: {name}, {seeds} seeds, "
+            f"{threads} threads each, start: {start}"
         )
+
+
+def sharing(seeds):
+    """A trunk shared by small tasks against a network for each and a pooled one."""
+    folder = Path(os.environ["FASTMTL_DATA"])
+    with np.load(folder / "school.npz") as file:
+        X, y, task = file["X"].astype(np.float64), file["y"].astype(np.float64), file["task"]
+    X = X[:, X.std(0) > 0]
+    X = (X - X.mean(0)) / X.std(0)
+    settings = {"hidden_layer_sizes": (32,), "max_iter": 60, "early_stopping": True}
+    settings |= {"alpha": 1e-3, "weight_decay": 1e-3}
+    found = []
+    for seed in range(seeds):
+        rng = np.random.default_rng(seed)
+        train = np.zeros(len(y), dtype=bool)
+        for t in np.unique(task):
+            own = rng.permutation(np.flatnonzero(task == t))
+            train[own[: round(0.75 * len(own))]] = True
+        centre, scale = y[train].mean(), y[train].std()
+        z = (y - centre) / scale
+        guesses = []
+        for coupling in ("mean", "pooled"):
+            model = MultiTaskNetworkRegressor(coupling=coupling, random_state=seed, **settings)
+            model.fit(X[train], z[train], tasks=task[train])
+            guesses.append(model.predict(X[~train], tasks=task[~train]))
+        apart = np.empty((~train).sum())
+        for t in np.unique(task):
+            model = MultiTaskNetworkRegressor(random_state=seed, **settings)
+            model.fit(X[train & (task == t)], z[train & (task == t)])
+            apart[task[~train] == t] = model.predict(X[~train & (task == t)])
+        truth = z[~train]
+        found.append([1 - ((truth - g) ** 2).sum() / (truth**2).sum() for g in (*guesses, apart)])
+    for name, column in zip(("shared trunk, own heads", "pooled", "a network each"), zip(*found)):
+        print(f"{np.mean(column):8.3f} ± {np.std(column):.3f} explained variance: School, {name}")
+
+
+def many_tasks():
+    """A step touches the heads of its tasks alone, penalty or not."""
+    rng = np.random.default_rng(0)
+    n = 100_000
+    X, y = rng.normal(size=(n, 28)).astype(np.float32), rng.normal(size=n)
+    for batch in (1, 32):
+        for alpha in (0.0, 1e-3):
+            found = []
+            for n_tasks in (10, 10_000):
+                tasks = np.arange(n) % n_tasks
+                model = MultiTaskNetworkRegressor(
+                    solver="sgd", alpha=alpha, batch_size=batch, max_iter=3, random_state=0
+                ).fit(X, y, tasks=tasks)
+                found.append(1e6 * min(entry["seconds"] for entry in model.history_) / n)
+            print(
+                f"{found[1] / found[0]:8.2f}{found[1]:12.2f}{found[0]:12.2f}   µs per sample, "
+                f"10,000 heads against 10; batch {batch}, alpha {alpha:g}"
+            )
+
+
+def memory():
+    """Resident memory over 100 epochs on 100,000 rows."""
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(100_000, 28)).astype(np.float32), rng.normal(size=100_000)
+    page, seen = os.sysconf("SC_PAGE_SIZE"), []
+
+    def note(epoch):
+        seen.append(int(Path("/proc/self/statm").read_text().split()[1]) * page / 2**20)
+        return 1e-3
+
+    MultiTaskNetworkRegressor(max_iter=100, learning_rate=note, random_state=0).fit(
+        X, y, tasks=rng.integers(100, size=len(y))
+    )
+    print(f"{seen[9]:.1f} MB resident at epoch 10, {seen[-1]:.1f} MB at epoch 100")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quality", action="store_true", help="compare accuracy on real data")
+    modes = ("speed", "quality", "sharing", "tasks", "memory")
+    parser.add_argument("mode", nargs="?", choices=modes, default="speed")
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument(
+        "--start", choices=("own", "same"), default="same", help="PyTorch's initial weights"
+    )
     options = parser.parse_args()
-    if options.quality:
-        quality(options.seeds)
+    if options.mode == "quality":
+        quality(options.seeds, options.start)
+    elif options.mode == "sharing":
+        sharing(options.seeds)
     else:
-        speed()
+        {"speed": speed, "tasks": many_tasks, "memory": memory}[options.mode]()
 
 
 if __name__ == "__main__":

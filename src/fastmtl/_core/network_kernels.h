@@ -549,6 +549,10 @@ static void NAME(windows_)(const NAME(conv_t) v, const real *x, real *windows) {
                     continue;
                 }
                 const real *in = x + (line * v.W + first) * v.c;
+                if (to - from == v.k && v.k * v.c <= LANES) { /* the next windows overwrite what is beyond */
+                    store(windows, part_load(in, (int)(v.k * v.c)));
+                    continue;
+                }
                 for (ptrdiff_t j = 0; j < from * v.c; j++) windows[j] = 0;
                 for (ptrdiff_t j = from * v.c; j < to * v.c; j++) windows[j] = in[j];
                 for (ptrdiff_t j = to * v.c; j < v.k * v.c; j++) windows[j] = 0;
