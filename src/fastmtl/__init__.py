@@ -18,7 +18,12 @@ from fastmtl.kernels import (
 from fastmtl.linear import MultiTaskSGDClassifier, MultiTaskSGDRegressor
 from fastmtl.losses import PointLoss
 from fastmtl.metrics import make_task_scorer, task_scores
-from fastmtl.model_selection import LeaveTasksOut, TaskStratifiedKFold
+from fastmtl.model_selection import (
+    MultiTaskSGDClassifierCV,
+    MultiTaskSGDRegressorCV,
+    PoolingPath,
+    pooling_path,
+)
 from fastmtl.network import (
     MultiTaskNetwork,
     MultiTaskNetworkClassifier,
@@ -28,6 +33,7 @@ from fastmtl.nystroem import SigmoidNystroem, make_kernel_sgd
 from fastmtl.psd import kernel_diagnostics, nearest_psd
 from fastmtl.similarity import TaskSimilarity, task_similarity
 from fastmtl.sparse_linear import MultiTaskSparseClassifier, MultiTaskSparseRegressor
+from fastmtl.splitters import LeaveTasksOut, TaskStratifiedKFold
 
 __all__ = [
     "LeaveTasksOut",
@@ -36,12 +42,15 @@ __all__ = [
     "MultiTaskNetworkClassifier",
     "MultiTaskNetworkRegressor",
     "MultiTaskSGDClassifier",
+    "MultiTaskSGDClassifierCV",
     "MultiTaskSGDRegressor",
+    "MultiTaskSGDRegressorCV",
     "MultiTaskSVC",
     "MultiTaskSVR",
     "MultiTaskSparseClassifier",
     "MultiTaskSparseRegressor",
     "PointLoss",
+    "PoolingPath",
     "SigmoidNystroem",
     "SigmoidOperator",
     "TaskCoupling",
@@ -57,6 +66,7 @@ __all__ = [
     "make_task_scorer",
     "nearest_psd",
     "polynomial_kernel",
+    "pooling_path",
     "rbf_kernel",
     "show_config",
     "sigmoid_kernel",

@@ -302,7 +302,7 @@ def by_task(y_true, y_pred, tasks, sample_weight, metric, labels=None):
     if tasks is not None:
         names, code = task_codes(tasks, len(truth))
     weight = _weights(sample_weight, truth.shape)
-    truth, predicted = _prepared(truth, predicted, metric, labels)
+    truth, predicted = prepared(truth, predicted, metric, labels)
     order = np.argsort(code, kind="stable")
     cuts = np.cumsum(np.bincount(code, minlength=len(names)))[:-1]
     rows = np.split(order, cuts)
@@ -359,7 +359,7 @@ def _matrix_parts(given, truth, y_pred, sample_weight, metric, labels):
         own = truth[row, t]
         if own.dtype.kind == "O" and len(own):
             own = np.array(own.tolist())
-        own, predicted = _prepared(own, np.asarray(columns[t])[row], metric, labels[t])
+        own, predicted = prepared(own, np.asarray(columns[t])[row], metric, labels[t])
         parts.append(TaskPart(own, predicted, weight[row, t], row))
     return names, parts
 
@@ -372,7 +372,7 @@ def present_labels(column):
     return ~np.isnan(column) if column.dtype.kind == "f" else np.ones(column.shape, dtype=bool)
 
 
-def _prepared(truth, predicted, metric, labels):
+def prepared(truth, predicted, metric, labels):
     """Targets as the metric wants them: numbers, labels, or positions among the classes."""
     if metric.response == "predict":
         if metric.name in METRICS and metric.name != "accuracy":

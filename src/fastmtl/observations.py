@@ -148,7 +148,7 @@ def observe(
     if is_list_form(X):
         if tasks is not None or task_column is not None:
             raise ValueError("X is a list with one matrix per task; tasks cannot be given as well")
-        X, y, tasks, sample_weight = _stack_list(X, y, sample_weight)
+        X, y, tasks, sample_weight = stack_list(X, y, sample_weight)
         form = "list"
     else:
         if task_column is not None:
@@ -444,7 +444,7 @@ def _observe_matrix(X, Y, sample_weight, classification, known):
     return _in_task_order(X, row.astype(np.int64), task, target, weight, labels, "matrix")
 
 
-def _stack_list(X, y, sample_weight):
+def stack_list(X, y, sample_weight):
     if not isinstance(y, list | tuple) or len(y) != len(X):
         came = f"a list of {len(y)}" if isinstance(y, list | tuple) else f"a {type(y).__name__}"
         raise ValueError(
