@@ -34,6 +34,7 @@ from fastmtl.psd import kernel_diagnostics, nearest_psd
 from fastmtl.similarity import TaskSimilarity, task_similarity
 from fastmtl.sparse_linear import MultiTaskSparseClassifier, MultiTaskSparseRegressor
 from fastmtl.splitters import LeaveTasksOut, TaskStratifiedKFold
+from fastmtl.transfer import TransferReport, transfer_report
 
 __all__ = [
     "LeaveTasksOut",
@@ -56,6 +57,7 @@ __all__ = [
     "TaskCoupling",
     "TaskSimilarity",
     "TaskStratifiedKFold",
+    "TransferReport",
     "__version__",
     "get_config",
     "iter_gram",
@@ -73,4 +75,5 @@ __all__ = [
     "tanh_kernel",
     "task_scores",
     "task_similarity",
+    "transfer_report",
 ]

@@ -114,7 +114,9 @@ class TaskData:
                 )
             cv = TaskStratifiedKFold(min(cv, self.n_rows), shuffle=True, random_state=0)
         if hasattr(cv, "split"):
-            return list(cv.split(np.zeros((self.n_rows, 1)), self.y, self.code))
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "The groups parameter is ignored")
+                return list(cv.split(np.zeros((self.n_rows, 1)), self.y, self.code))
         return [(np.asarray(train), np.asarray(test)) for train, test in cv]
 
     def fit(self, estimator, rows):
@@ -420,6 +422,12 @@ class PoolingPath:
             names=["alpha", "kappa", "fold"],
         )
         return pandas.DataFrame({self.metric: self.fold_scores.ravel()}, index=index).reset_index()
+
+    def plot(self, ax=None):
+        """Draw the path; see :func:`fastmtl.plot.pooling_path`."""
+        from fastmtl import plot
+
+        return plot.pooling_path(self, ax=ax)
 
 
 def import_pandas():
