@@ -5,6 +5,8 @@ import pytest
 from fastmtl._core.dual_cd import minimise
 from sklearn.svm import SVC, SVR
 
+from fastmtl.row_cache import RowCache
+
 
 @pytest.fixture(scope="module")
 def data():
@@ -21,7 +23,9 @@ def solve(gram, task, target, lower, upper, *, epsilon=0.0, ridge=0.0, **options
     n, n_tasks = len(target), task.max() + 1
     beta, gradient = np.zeros(n), -np.asarray(target, dtype=float)
     settings = {
-        "fetch": None,
+        "diagonal": np.diag(gram).astype(float),
+        "cache": None,
+        "tick": None,
         "group": np.zeros(n_tasks, dtype=np.int32),
         "mixing": np.ones((n_tasks, 1)),
         "kappa": np.full(n_tasks, 0.5),
@@ -31,7 +35,6 @@ def solve(gram, task, target, lower, upper, *, epsilon=0.0, ridge=0.0, **options
     } | options
     n_iter, violation, n_negative = minimise(
         gram=gram,
-        diagonal=np.diag(gram).astype(float),
         row=np.arange(n, dtype=np.int32),
         task=task,
         lower=lower,
@@ -113,50 +116,56 @@ def test_independent_tasks_equal_one_libsvm_each(data):
         np.testing.assert_allclose(block @ beta[own], block @ expected, atol=1e-3)
 
 
-def test_row_buffer_gives_the_steps_of_the_whole_gram(data):
+@pytest.mark.parametrize("n_slots", [2, 7, 60, 300])
+@pytest.mark.parametrize("shrinking", [False, True])
+def test_row_cache_gives_the_steps_of_the_whole_gram(data, n_slots, shrinking):
     gram, task, signal = data
     y = np.sign(signal)
-    buffer, asked = np.full((7, len(y)), np.nan), []
+    asked = []
 
-    def fetch(row, slot):
-        asked.append(row)
-        buffer[slot] = gram[row]
+    def compute(rows, out):
+        asked.append(len(rows))
+        out[...] = gram[rows]
 
-    whole = solve(gram, task, y, np.minimum(0, y), np.maximum(0, y))
-    rows = {"gram": buffer, "fetch": fetch}
-    n = len(y)
-    beta, gradient = np.zeros(n), -y
-    n_iter, *_ = minimise(
-        **rows,
+    cache = RowCache(compute, 300, n_slots * 300, gram.dtype)
+    assert cache.rows.size + cache._scratch.size <= n_slots * 300
+    bounds = np.minimum(0, y), np.maximum(0, y)
+    whole = solve(gram, task, y, *bounds, shrinking=shrinking)
+    by_rows = solve(
+        cache.rows,
+        task,
+        y,
+        *bounds,
+        shrinking=shrinking,
+        cache=cache,
         diagonal=np.diag(gram).copy(),
-        row=np.arange(n, dtype=np.int32),
-        task=task,
-        group=np.zeros(5, dtype=np.int32),
-        mixing=np.ones((5, 1)),
-        kappa=np.full(5, 0.5),
-        lower=np.minimum(0, y),
-        upper=np.maximum(0, y),
-        ridge=np.zeros(n),
-        epsilon=0.0,
-        tol=1e-6,
-        max_iter=10**6,
-        shrinking=False,
-        beta=beta,
-        gradient=gradient,
     )
-    np.testing.assert_array_equal(beta, whole[0])
-    assert n_iter == whole[2]
-    assert len(asked) > 7
+    np.testing.assert_array_equal(by_rows[0], whole[0])
+    assert by_rows[2] == whole[2]
+    there = cache.slot_of >= 0
+    np.testing.assert_array_equal(cache.rows[cache.slot_of[there]], gram[there])
+    assert max(asked) == {2: 1, 7: 1, 60: 15, 300: 16}[n_slots]
+    if n_slots == 300:
+        assert sum(asked) == there.sum() <= 300
 
 
 def test_an_error_while_fetching_a_row_reaches_the_caller(data):
     gram, task, signal = data
 
-    def fetch(row, slot):
+    def compute(rows, out):
         raise ValueError("no such row")
 
+    cache = RowCache(compute, 300, 30 * 300, gram.dtype)
     with pytest.raises(ValueError, match="no such row"):
-        solve(np.zeros_like(gram), task, np.sign(signal), -np.ones(300), np.ones(300), fetch=fetch)
+        solve(
+            cache.rows,
+            task,
+            np.sign(signal),
+            -np.ones(300),
+            np.ones(300),
+            cache=cache,
+            diagonal=np.ones(300),
+        )
 
 
 def test_an_objective_without_a_minimum_is_told(data):

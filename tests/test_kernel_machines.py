@@ -1,5 +1,7 @@
 """Kernel machines against libsvm, closed forms and each other."""
 
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -9,11 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
+from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris, load_wine
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import Ridge
 from sklearn.metrics.pairwise import rbf_kernel, sigmoid_kernel
 from sklearn.model_selection import GridSearchCV
+from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC, SVR
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
@@ -427,6 +431,7 @@ def test_callable_kernel_is_the_named_one(data):
         ({"max_iter": 0}, "max_iter is 0"),
         ({"cache_size": 0}, "cache_size is 0"),
         ({"coupling": np.eye(4)}, "coupling is a bare matrix"),
+        ({"coupling": TaskCoupling.learn(scale="evidence")}, "take TaskCoupling.learn with rank"),
         ({"task_weight": [1.0]}, "task_weight has shape"),
         ({"kernel": lambda a, b: np.full((len(a), len(b)), np.nan)}, "kernel returned NaN"),
         ({"kernel": lambda a, b: np.ones(3)}, r"kernel returned an array of shape \(3,\)"),
@@ -533,4 +538,132 @@ def test_read_only_and_memory_mapped_rows_are_taken_as_they_are(data, tmp_path):
         model.decision_function(mapped, tasks=tasks),
         expected.decision_function(X, tasks=tasks),
         atol=5e-3,
+    )
+
+
+@pytest.mark.parametrize("n_outputs", [1, 3])
+def test_verbose_shows_every_step(data, capsys, n_outputs):
+    X, tasks, signal = data
+    y = signal > 0 if n_outputs == 1 else np.digitize(signal, [-0.5, 0.5])
+    model = MultiTaskSVC(kernel="rbf", verbose=True, n_threads=1).fit(X, y, tasks=tasks)
+    assert f"{np.sum(model.n_iter_)}step" in capsys.readouterr().err
+    MultiTaskSVC(kernel="rbf").fit(X, y, tasks=tasks)
+    assert capsys.readouterr().err == ""
+
+
+INTERRUPTED = """
+import signal, threading, time
+import numpy as np
+from fastmtl import MultiTaskSVC
+
+rng = np.random.default_rng(0)
+X, y = rng.normal(size=(4000, 3)), rng.integers(0, {n_classes}, 4000)
+model = MultiTaskSVC(
+    kernel="rbf", C=1e6, tol=1e-9, n_threads=2, max_iter=10**9, cache_size={cache_size}
+)
+
+def interrupt():
+    global asked
+    asked = time.perf_counter()
+    signal.raise_signal(signal.SIGINT)
+
+threading.Timer(1.5, interrupt).start()
+try:
+    model.fit(X, y)
+except KeyboardInterrupt:
+    print("stopped after", time.perf_counter() - asked, hasattr(model, "tasks_"))
+"""
+
+
+@pytest.mark.parametrize(("n_classes", "cache_size"), [(2, 1000), (3, 1000), (2, 20)])
+def test_ctrl_c_stops_a_long_solve_at_once(n_classes, cache_size):
+    finished = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED.format(n_classes=n_classes, cache_size=cache_size)],
+        capture_output=True,
+        text=True,
+        timeout=60,  # the solve itself would take hours
+    )
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    assert finished.stdout.startswith("stopped after")
+    assert finished.stdout.split()[-1] == "False"
+
+
+@pytest.mark.parametrize("machine", [MultiTaskSVC, MultiTaskSVR, MultiTaskKernelRidge])
+def test_learned_relations_find_opposite_groups_and_beat_the_mean(machine):
+    rng = np.random.default_rng(4)
+    n_tasks, n = 8, 60
+    sign = np.where(np.arange(n_tasks) < 4, 1.0, -1.0)
+    tasks = np.repeat(np.arange(n_tasks), n)
+    X = rng.normal(size=(len(tasks), 2))
+    signal = sign[tasks] * (np.sin(2 * X[:, 0]) + X[:, 1] ** 2 - 1)
+    train = np.tile(np.arange(n) < 20, n_tasks)
+    noisy = signal + 0.3 * rng.normal(size=len(tasks))
+    y, truth = (noisy > 0, signal > 0) if machine is MultiTaskSVC else (noisy, signal)
+    scores = {}
+    for coupling in ("learn", "mean", "independent"):
+        model = machine(kernel="rbf", gamma=0.5, coupling=coupling)
+        model.fit(X[train], y[train], tasks=tasks[train])
+        scores[coupling] = model.score(X[~train], truth[~train], tasks=tasks[~train])
+        if coupling == "learn":
+            C = model.mixing_ @ model.mixing_.T + np.diag(model.kappa_)
+            scale = np.sqrt(np.diag(C))
+            correlation = C / np.outer(scale, scale)
+            assert np.mean(scale**2) == pytest.approx(1)
+    assert scores["learn"] > max(scores["mean"], scores["independent"]) + 0.02
+    alike = np.outer(sign, sign) > 0
+    off = ~np.eye(n_tasks, dtype=bool)
+    assert correlation[alike & off].min() > 0.3
+    assert correlation[~alike].max() < -0.3
+
+
+def test_learned_relations_take_every_kernel_and_form(data):
+    X, tasks, signal = data
+    y = np.digitize(signal, [-0.5, 0.5])
+    gram = rbf_kernel(X, gamma=0.2)
+    named = MultiTaskSVC(kernel="rbf", gamma=0.2, coupling="learn").fit(X, y, tasks=tasks)
+    given = MultiTaskSVC(kernel="precomputed", coupling="learn").fit(gram, y, tasks=tasks)
+    np.testing.assert_allclose(
+        given.mixing_ @ given.mixing_.T, named.mixing_ @ named.mixing_.T, atol=0.3
+    )
+    Y = np.column_stack([signal, X[:, 0]])
+    Y[::3, 0] = np.nan
+    model = MultiTaskSVR(kernel="rbf", coupling=TaskCoupling.low_rank(1)).fit(X, Y)
+    assert model.mixing_.shape == (2, 1)
+    assert model.score(X, Y) > 0.5
+
+
+@pytest.mark.parametrize("load", [load_breast_cancer, load_wine, load_iris])
+@pytest.mark.parametrize("name", ["rbf", "tanh", "precomputed"])
+def test_decision_function_on_scikit_learns_own_data_is_libsvms(load, name):
+    X, y = load(return_X_y=True)
+    X = StandardScaler().fit_transform(X)
+    y = (y == 1).astype(int)
+    d = X.shape[1]
+    ours, theirs = {
+        "rbf": ({"kernel": "rbf", "gamma": 1 / d}, {"kernel": "rbf", "gamma": 1 / d}),
+        "tanh": (
+            {"kernel": "tanh", "gamma": 0.01 / d, "coef0": 0.0},
+            {"kernel": "sigmoid", "gamma": 0.01 / d, "coef0": 0.0},
+        ),
+        "precomputed": ({"kernel": "precomputed"}, {"kernel": "precomputed"}),
+    }[name]
+    rows = rbf_kernel(X, gamma=0.5 / d) if name == "precomputed" else X
+    tasks = np.arange(len(X)) % 3
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        model = MultiTaskSVC(tol=1e-6, **POOLED, **ours).fit(rows, y, tasks=tasks)
+    libsvm = SVC(tol=1e-6, **theirs).fit(rows, y)
+    np.testing.assert_allclose(
+        model.decision_function(rows, tasks=tasks), libsvm.decision_function(rows), atol=1e-3
+    )
+
+
+def test_svr_on_scikit_learns_diabetes_is_libsvms():
+    X, y = load_diabetes(return_X_y=True)
+    y = (y - y.mean()) / y.std()
+    model = MultiTaskSVR(kernel="rbf", gamma=20.0, tol=1e-6, **POOLED)
+    model.fit(X, y, tasks=np.arange(len(X)) % 4)
+    libsvm = SVR(gamma=20.0, tol=1e-6).fit(X, y)
+    np.testing.assert_allclose(
+        model.predict(X, tasks=np.arange(len(X)) % 4), libsvm.predict(X), atol=1e-3
     )

@@ -195,7 +195,27 @@ def test_regression_and_refusals(data):
     assert not hasattr(machine, "decision_function")
     with pytest.raises(ValueError, match="cache_size is 0"):
         make_kernel_sgd(cache_size=0).fit(X, target)
-    Y = np.column_stack([target, target])
-    Y[0, 0] = np.nan
-    with pytest.raises(ValueError, match="y has missing labels"):
-        machine.set_params(cache_size=0.01).fit(X, Y)
+
+
+def test_blocks_take_missing_labels(data):
+    X, _, y = data
+    Y = np.column_stack([y, ~y, X[:, 0] > 0]).astype(float)
+    rng = np.random.default_rng(0)
+    Y[rng.random(Y.shape) < 0.3] = np.nan
+    Y[:, 2][rng.permutation(600)[:590]] = np.nan  # most blocks have no label of this task
+    machine = make_kernel_sgd(
+        MultiTaskSGDClassifier(alpha=1e-3),
+        feature_map=SigmoidNystroem(50, kernel="rbf", random_state=0),
+        n_passes=30,
+        cache_size=0.05,
+        random_state=0,
+    )
+    truth = np.column_stack([y, ~y])
+    assert (machine.fit(X, Y).predict(X)[:, :2] == truth).mean() > 0.85
+    as_objects = np.where(np.isnan(Y), None, Y.astype(object))
+    again = machine.fit(X, as_objects).predict(X)
+    assert (again[:, :2].astype(bool) == truth).mean() > 0.85
+    empty = Y.copy()
+    empty[:, 1] = np.nan
+    with pytest.raises(ValueError, match="no label at all for task 1"):
+        machine.fit(X, empty)

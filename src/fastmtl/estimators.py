@@ -153,11 +153,11 @@ def score_in_form(metric, y, predicted, sample_weight):
     return float(np.mean(scores))
 
 
-def progress(max_iter):
+def progress(max_iter, unit="epoch"):
     try:
         from tqdm.auto import tqdm
     except ImportError:
         raise ImportError(
             "verbose needs tqdm; install it with: pip install 'fastmtl[progress]'"
         ) from None
-    return tqdm(total=max_iter, unit="epoch")
+    return tqdm(total=max_iter, unit=unit)

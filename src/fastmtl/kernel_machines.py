@@ -8,10 +8,11 @@ and turns their solutions into predictions.
 
 from __future__ import annotations
 
+import threading
 import warnings
+from concurrent import futures
 from dataclasses import dataclass
 
-import joblib
 import numpy as np
 import scipy.linalg
 import scipy.sparse as sp
@@ -23,7 +24,14 @@ from sklearn.utils.validation import check_is_fitted
 from fastmtl._core.dual_cd import minimise
 from fastmtl.config import resolve_threads
 from fastmtl.coupling import Factors, TaskRelations, resolve_coupling
-from fastmtl.estimators import check_number, check_word, in_form, score_in_form, task_weights
+from fastmtl.estimators import (
+    check_number,
+    check_word,
+    in_form,
+    progress,
+    score_in_form,
+    task_weights,
+)
 from fastmtl.kernels import (
     kernel_scale,
     linear_kernel,
@@ -36,6 +44,7 @@ from fastmtl.linear import MultiTaskSGDClassifier
 from fastmtl.observations import Classes, encode_classes, is_list_form, observe, query
 from fastmtl.psd import nearest_psd
 from fastmtl.relations import families, learn_relations, width_for
+from fastmtl.row_cache import RowCache
 
 __all__ = ["MultiTaskKernelRidge", "MultiTaskSVC", "MultiTaskSVR"]
 
@@ -98,6 +107,53 @@ class _Output:
     n_iter: int = 0
     objective: float = 0.0
     gap: float = 0.0
+
+
+class _Watch:
+    """Progress of solves, perhaps in several threads, and what stops them all."""
+
+    def __init__(self, verbose):
+        self.bar = progress(None, unit="step") if verbose else None
+        self.lock = threading.Lock()
+        self.stopped = False
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.bar is not None:
+            self.bar.close()
+
+    def ticker(self):
+        """What one solve calls with its steps so far and the violation left."""
+        before = 0
+
+        def tick(n_iter, violation):
+            nonlocal before
+            if self.stopped:
+                raise InterruptedError("the solve of another class has failed or was interrupted")
+            if self.bar is not None:
+                with self.lock:
+                    self.bar.set_postfix(violation=f"{violation:.2g}", refresh=False)
+                    self.bar.update(n_iter - before)
+                    before = n_iter
+
+        return tick
+
+    def wait(self, solves):
+        """The answers of solves in threads, awake now and then for Ctrl-C."""
+        try:
+            left = solves
+            while left:
+                done, left = futures.wait(left, timeout=0.2, return_when=futures.FIRST_EXCEPTION)
+                for solve in done:
+                    solve.result()
+            return [solve.result() for solve in solves]
+        except BaseException:
+            self.stopped = True
+            for solve in solves:
+                solve.cancel()
+            raise
 
 
 class _KernelMachine(TaskRelations, BaseEstimator):
@@ -420,41 +476,40 @@ class _SupportVectorMachine(_KernelMachine):
             group = np.full(n_tasks, -1)
         problems = self._problems(observations, classes, weight)
         n_jobs = min(len(problems), resolve_threads(self.n_threads))
-        slots = 0
-        if gram is None:
-            bytes_each = self.cache_size * 2**20 / n_jobs
-            slots = int(max(2, min(n_rows, bytes_each // (n_rows * rows.dtype.itemsize))))
+        threads = self.n_threads if n_jobs == 1 else 1
+
+        def compute(wanted, out):
+            kernel(rows[wanted], rows, n_threads=threads, out=out)
 
         def solve(problem):
             kept, target, present = problem
-            buffer, fetch = gram, None
+            cache, entries = None, gram
             if gram is None:
-                buffer = np.zeros((slots, n_rows), dtype=rows.dtype)
-
-                def fetch(wanted, slot):
-                    row_of_gram = buffer[slot : slot + 1]
-                    kernel(rows[wanted : wanted + 1], rows, n_threads=1, out=row_of_gram)
-
+                room = self.cache_size * 2**20 / n_jobs / rows.dtype.itemsize
+                cache = RowCache(compute, n_rows, room, rows.dtype)
+                entries = cache.rows
             return self._solve_one(
-                (buffer, fetch, diagonal),
+                watch.ticker(),
+                (entries, cache, diagonal),
                 (row[kept].astype(np.int32), observations.task[kept], target, weight[kept]),
                 (group.astype(np.int32), *factors),
                 present,
             )
 
-        if n_jobs > 1:
-            solved = joblib.Parallel(n_jobs, prefer="threads")(
-                joblib.delayed(solve)(problem) for problem in problems
-            )
-        else:
-            solved = [solve(problem) for problem in problems]
+        watch = _Watch(self.verbose)
+        with watch:
+            if n_jobs > 1:
+                with futures.ThreadPoolExecutor(n_jobs) as pool:
+                    solved = watch.wait([pool.submit(solve, problem) for problem in problems])
+            else:
+                solved = [solve(problem) for problem in problems]
         outputs = [output for output, _, _ in solved]
         self._warn(
             max(violation for _, violation, _ in solved), sum(negative for *_, negative in solved)
         )
         return outputs, projection
 
-    def _solve_one(self, gram, data, coupling, present):
+    def _solve_one(self, tick, gram, data, coupling, present):
         row, task, target, weight = data
         group = coupling[0]
         n = len(row)
@@ -484,7 +539,9 @@ class _SupportVectorMachine(_KernelMachine):
             bool(self.shrinking),
             beta,
             gradient,
+            tick,
         )
+        tick(n_iter, violation)
         if violation == np.inf:
             raise ValueError(
                 f"loss={self.loss!r} has no minimum with this kernel, which is not positive "
@@ -558,7 +615,9 @@ class MultiTaskSVC(ClassifierMixin, _SupportVectorMachine):
     c, coef0 : float, default=0.0
     degree : int, default=3
     coupling : {"mean", "independent", "pooled", "learn"} or TaskCoupling, default="mean"
-        How tasks share. With ``"independent"`` they share the Gram matrix only.
+        How tasks share. With ``"independent"`` they share the Gram matrix only; ``"learn"`` finds C
+        from the data before the fit, as :meth:`TaskCoupling.learn` does, on Nyström features of
+        some landmarks in place of the kernel.
     loss : {"hinge", "squared_hinge"}, default="hinge"
     task_weight : None, "balanced", dict or array-like of shape (n_tasks,), default=None
         Weights of the tasks' summed losses; ``"balanced"`` weighs their means alike.
@@ -592,6 +651,8 @@ class MultiTaskSVC(ClassifierMixin, _SupportVectorMachine):
     n_threads : int or None, default=None
         Threads of the Gram matrix, and over the classes' problems where there are several. None
         and -1 take all cores.
+    verbose : bool, default=False
+        Show the steps taken and the violation left, with tqdm.
 
     Attributes
     ----------
@@ -669,6 +730,7 @@ class MultiTaskSVC(ClassifierMixin, _SupportVectorMachine):
         task_column=None,
         unseen_tasks="shared",
         n_threads=None,
+        verbose=False,
     ):
         self.C = C
         self.kernel = kernel
@@ -691,6 +753,7 @@ class MultiTaskSVC(ClassifierMixin, _SupportVectorMachine):
         self.task_column = task_column
         self.unseen_tasks = unseen_tasks
         self.n_threads = n_threads
+        self.verbose = verbose
 
     def _encode(self, observations):
         classes = encode_classes(observations)
@@ -864,6 +927,7 @@ class MultiTaskSVR(_Regressor, _SupportVectorMachine):
     task_column : int, str or None, default=None
     unseen_tasks : {"shared", "error"}, default="shared"
     n_threads : int or None, default=None
+    verbose : bool, default=False
         As in :class:`MultiTaskSVC`; a regression is one problem.
 
     Attributes
@@ -913,6 +977,7 @@ class MultiTaskSVR(_Regressor, _SupportVectorMachine):
         task_column=None,
         unseen_tasks="shared",
         n_threads=None,
+        verbose=False,
     ):
         self.C = C
         self.epsilon = epsilon
@@ -935,6 +1000,7 @@ class MultiTaskSVR(_Regressor, _SupportVectorMachine):
         self.task_column = task_column
         self.unseen_tasks = unseen_tasks
         self.n_threads = n_threads
+        self.verbose = verbose
 
     def _check_settings(self):
         super()._check_settings()

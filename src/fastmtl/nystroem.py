@@ -327,8 +327,7 @@ class KernelSGD(BaseEstimator):
         Parameters
         ----------
         X, y, tasks, sample_weight
-            In one of the three forms of :class:`MultiTaskSGDClassifier`. Where the features exceed
-            `cache_size`, Y of shape (n, n_tasks) must have no missing label.
+            In one of the three forms of :class:`MultiTaskSGDClassifier`, missing labels included.
 
         Returns
         -------
@@ -371,11 +370,6 @@ class KernelSGD(BaseEstimator):
                 sample_weight = np.concatenate([np.asarray(w) for w in sample_weight])
             X = _stacked(X)
         y = np.asarray(y)
-        if y.ndim == 2 and y.dtype.kind == "f" and np.isnan(y).any():
-            raise ValueError(
-                "y has missing labels and the features exceed cache_size; raise cache_size, or "
-                "pass one row per label with tasks="
-            )
         n = X.shape[0]
         if len(y) != n:
             raise ValueError(f"y has {len(y)} entries for {n} rows of X; pass one target per row")
@@ -387,12 +381,15 @@ class KernelSGD(BaseEstimator):
                 )
         if sample_weight is not None:
             sample_weight = np.asarray(sample_weight)
-        known = {"classes": np.unique(y)} if is_classifier(model) else {}
+        present = _present(y)
+        known = {"classes": np.unique(y[present])} if is_classifier(model) else {}
         room = self.cache_size * 2**20 / (width.shape[1] * width.dtype.itemsize)
         size = int(max(1, min(n, room // 2, 64 * BLOCK_ROWS)))
         first = np.zeros(0, dtype=np.int64)
         if tasks is not None:  # the first block must know every task, for their sorted order
             first = np.unique(tasks, return_index=True)[1]
+        elif y.ndim == 2:
+            first = np.unique(present.argmax(axis=0))
         for passed in range(self.n_passes):
             order = rng.permutation(n)
             if passed == 0:
@@ -489,6 +486,15 @@ class KernelSGD(BaseEstimator):
 
     def __sklearn_tags__(self):
         return get_tags(self._own_model())
+
+
+def _present(y):
+    """Which labels are there: neither NaN nor None."""
+    if y.dtype.kind == "f":
+        return ~np.isnan(y)
+    if y.dtype.kind != "O":
+        return np.ones(y.shape, dtype=bool)
+    return np.array([v is not None and v == v for v in y.ravel()], dtype=bool).reshape(y.shape)
 
 
 def _stacked(X):

@@ -6,20 +6,24 @@ part at a later choice between the two: the problems stop well before.
 
 import numpy as np
 
+from fastmtl.row_cache import RowCache
+
 # Steps amplify rounding: each divides by a curvature, and a hundred of them follow one another.
 TOLERANCE = {"minimise": 100}
 
 
-class RowBuffer(list):
-    """A buffer of Gram rows and the callable that fills it; the walk sees an empty list."""
+class Rows(RowCache, list):
+    """A cache of Gram rows, which the walk sees as an empty list."""
 
     def __init__(self, gram, n_slots):
-        super().__init__()
-        self.gram = gram
-        self.rows = np.zeros((n_slots, gram.shape[1]), dtype=gram.dtype)
+        def compute(rows, out):
+            out[...] = gram[rows]
 
-    def __call__(self, row, slot):
-        self.rows[slot] = self.gram[row]
+        super().__init__(compute, gram.shape[1], n_slots * gram.shape[1], gram.dtype)
+
+    def fetch(self, row, others, urgency):
+        # Slopes that a step made equal differ by rounding, which must not choose rows.
+        super().fetch(row, others, np.zeros(len(others)))
 
 
 def problem(
@@ -59,13 +63,13 @@ def problem(
     mixing = np.array([[1.0, 0.2], [0.9, 0.0], [1.1, -0.3]])
     if groups == "apart":
         mixing = np.empty((3, 0))
-    fetch = None
+    cache = None
     if slots is not None:
-        fetch = RowBuffer(gram, slots)
-        gram = fetch.rows
+        cache = Rows(gram, slots)
+        gram = cache.rows
     return {
         "gram": gram,
-        "fetch": fetch,
+        "cache": cache,
         "diagonal": np.ones(n_rows),
         "row": row,
         "task": task,
@@ -81,6 +85,7 @@ def problem(
         "shrinking": shrinking,
         "beta": np.zeros(n),
         "gradient": -target,
+        "tick": None,
     }
 
 
@@ -96,6 +101,17 @@ def minimise(rng, dtype):
         )
         yield problem(
             rng, dtype, loss=loss, groups="none", per_task=15, max_iter=50, shrinking=True
+        )
+    for groups, shrinking in [("none", False), ("task", True)]:
+        yield problem(
+            rng,
+            dtype,
+            loss="hinge",
+            groups=groups,
+            per_task=15,
+            max_iter=50,
+            shrinking=shrinking,
+            slots=9,
         )
 
 

@@ -43,7 +43,7 @@ ctypedef fused real:
 cdef enum:
     CHUNK = 512
     SHRINK_EVERY = 1000
-    SIGNALS_EVERY = 4096
+    SIGNALS_AFTER = 1 << 25  # numbers read: some tens of milliseconds
 
 cdef double TINY = 1e-12  # stands for a curvature that is not positive (Lin & Lin 2003)
 
@@ -63,11 +63,9 @@ cdef struct Active:
     double *extremes
 
 
-cdef struct Cache:
-    # Which Gram row each slot of the buffer holds; slot_of is null where all rows are there.
-    ptrdiff_t n_slots
-    int32_t *slot_of
-    int32_t *row_of
+cdef struct Slots:
+    # Where each Gram row is in the buffer; null where all rows are there in order.
+    const int32_t *of_row
     int64_t *used
     int64_t clock
 
@@ -125,26 +123,35 @@ cdef inline void covariance_row(
     out[task] += kappa[task]
 
 
-cdef ptrdiff_t hold(Cache *cache, ptrdiff_t row, fetch) except -1 nogil:
-    """Return the place of a Gram row in the buffer, fetching it over the least recently used."""
-    cdef ptrdiff_t slot, oldest = 0
-    if cache.slot_of == NULL:
+cdef ptrdiff_t hold(
+    Slots *slots, ptrdiff_t row, cache, others, double[::1] urgency, Active *active,
+    const double *low, const double *high, const int32_t *group
+) except -1 nogil:
+    """Return the place of a Gram row in the buffer; a missing one comes with what may follow.
+
+    Urgent are the observations in play that violate optimality; or, with `active` null, those for
+    which the caller has filled `urgency`.
+    """
+    cdef ptrdiff_t slot = row, chunk, k, count = urgency.shape[0]
+    cdef int32_t g
+    cdef double least, greatest
+    if slots.of_row == NULL:
         return row
-    slot = cache.slot_of[row]
-    if slot < 0:
-        for slot in range(cache.n_slots):
-            if cache.used[slot] < cache.used[oldest]:
-                oldest = slot
-        slot = oldest
-        if cache.row_of[slot] >= 0:
-            cache.slot_of[cache.row_of[slot]] = -1
-            cache.row_of[slot] = -1
+    if slots.of_row[row] < 0:
+        if active != NULL:
+            count = active.n
+            for chunk in range(active.n_chunks):
+                g = group[active.chunk_task[chunk]]
+                least = 0 if g < 0 else low[g]
+                greatest = 0 if g < 0 else high[g]
+                for k in range(active.start[chunk], active.start[chunk + 1]):
+                    urgency[k] = max(greatest - active.gradient[k] - active.up[k],
+                                     active.gradient[k] + active.down[k] - least)
         with gil:
-            fetch(row, slot)
-        cache.slot_of[row] = <int32_t>slot
-        cache.row_of[slot] = <int32_t>row
-    cache.clock += 1
-    cache.used[slot] = cache.clock
+            cache.fetch(row, others[:count], np.asarray(urgency)[:count])
+    slot = slots.of_row[row]
+    slots.clock += 1
+    slots.used[slot] = slots.clock
     return slot
 
 
@@ -200,18 +207,18 @@ cdef inline ptrdiff_t partner(
 
 
 def minimise(
-    const real[:, ::1] gram, fetch, const double[::1] diagonal, const int32_t[::1] row,
+    const real[:, ::1] gram, cache, const double[::1] diagonal, const int32_t[::1] row,
     const int32_t[::1] task, const int32_t[::1] group, const double[:, ::1] mixing,
     const double[::1] kappa, const double[::1] lower, const double[::1] upper,
     const double[::1] ridge, double epsilon, double tol, int64_t max_iter, bint shrinking,
-    double[::1] beta, double[::1] gradient,
+    double[::1] beta, double[::1] gradient, tick,
 ):
     """Minimise the dual in place.
 
     Parameters
     ----------
     gram : (n_rows, n_rows) Gram matrix, or (n_slots, n_rows) buffer of rows with n_slots >= 2
-    fetch : None, or a callable (row, slot) that writes one Gram row into a slot of the buffer
+    cache : None, or what fills the buffer, as :class:`fastmtl.row_cache.RowCache` does
     diagonal : (n_rows,) of the Gram matrix
     row, task : (n,) of each observation; task must not decrease
     group : (n_tasks,) tasks of one group share an intercept; -1 for none
@@ -222,6 +229,7 @@ def minimise(
     max_iter : number of steps at most
     shrinking : leave out observations that look settled at a bound until the end
     beta, gradient : (n,) in and out; gradient is that of the objective without the ε-term
+    tick : None, or a callable (n_iter, violation), called some times a second
 
     Returns
     -------
@@ -232,18 +240,18 @@ def minimise(
     cdef ptrdiff_t n = row.shape[0], n_rows = diagonal.shape[0], n_tasks = kappa.shape[0]
     cdef ptrdiff_t rank = mixing.shape[1], n_groups = np.max(group, initial=-1) + 1
     cdef ptrdiff_t chunk_limit = n // CHUNK + n_tasks + 2, width = gram.shape[1]
-    cdef int32_t[::1] int_work = np.empty(n + chunk_limit, dtype=np.int32)
+    columns = np.empty(n + chunk_limit, dtype=np.int32)
+    cdef int32_t[::1] int_work = columns
     cdef int64_t[::1] long_work = np.empty(n + chunk_limit, dtype=np.int64)
     cdef double[::1] work = np.empty(4 * n + 2 * chunk_limit)
     cdef uint8_t[::1] flags = np.zeros(n + chunk_limit, dtype=np.uint8)
     cdef double[::1] settled = np.empty(n if shrinking else 0)
     cdef double[::1] couple_i = np.empty(n_tasks), couple_j = np.empty(n_tasks)
     cdef double[::1] variance = (np.square(mixing).sum(axis=1) + kappa)
-    cdef double[::1] low = np.empty(n_groups), high = np.empty(n_groups)
-    cdef ptrdiff_t n_slots = gram.shape[0]
-    cdef int32_t[::1] slot_of = np.full(n_rows if fetch is not None else 1, -1, dtype=np.int32)
-    cdef int32_t[::1] row_of = np.full(n_slots, -1, dtype=np.int32)
-    cdef int64_t[::1] used = np.zeros(n_slots, dtype=np.int64)
+    cdef double[::1] low = np.empty(n_groups + 1), high = np.empty(n_groups + 1)
+    cdef double[::1] urgency = np.empty(n if cache is not None else 0)
+    cdef const int32_t[::1] slot_of
+    cdef int64_t[::1] used
 
     if n == 0:
         return 0, 0.0, 0
@@ -261,12 +269,14 @@ def minimise(
     active.extremes = &work[0] + 4 * n
     cdef uint8_t *inactive = &flags[0]
     active.consecutive = &flags[0] + n
-    cdef Cache cache
-    cache.n_slots = n_slots
-    cache.slot_of = &slot_of[0] if fetch is not None else NULL
-    cache.row_of = &row_of[0]
-    cache.used = &used[0]
-    cache.clock = 0
+    rows = np.asarray(row)
+    cdef Slots slots
+    slots.of_row = NULL
+    if cache is not None:
+        slot_of, used = cache.slot_of, cache.used
+        slots.of_row = &slot_of[0]
+        slots.used = &used[0]
+        slots.clock = np.max(used)
 
     cdef const real *entries = &gram[0, 0]
     cdef const real *row_i
@@ -274,6 +284,7 @@ def minimise(
     cdef const double *c_j
     cdef const double *shared = &mixing[0, 0] if rank else NULL
     cdef int64_t n_iter = 0, n_negative = 0, countdown = min(n, SHRINK_EVERY)
+    cdef int64_t signals = 0
     cdef ptrdiff_t chunk, k, i, j, kept, chunk_i, chunk_j, best_group, best_chunk, found, first
     cdef ptrdiff_t known_task = -1, o_i, o_j
     cdef int32_t g
@@ -321,6 +332,9 @@ def minimise(
                         add(&active, i, row[i], gradient[i], beta[i], lower[i], upper[i], epsilon,
                             0)
                 divide(&active, &task[0])
+                if slots.of_row != NULL:
+                    for i in range(n):
+                        urgency[i] = beta[i] != settled[i]
                 i = 0
                 while i < n:
                     if beta[i] == settled[i]:
@@ -333,9 +347,11 @@ def minimise(
                             break
                         j += 1
                     covariance_row(shared, &kappa[0], n_tasks, rank, task[i], &couple_i[0])
-                    row_i = entries + hold(&cache, row[i], fetch) * width
+                    row_i = entries + hold(
+                        &slots, row[i], cache, rows, urgency, NULL, NULL, NULL, NULL) * width
                     if j < n:
-                        row_j = entries + hold(&cache, row[j], fetch) * width
+                        row_j = entries + hold(
+                            &slots, row[j], cache, rows, urgency, NULL, NULL, NULL, NULL) * width
                         update(&active, row_i, row_j, &couple_i[0], &couple_i[0],
                                beta[i] - settled[i], beta[j] - settled[j], -1, -1)
                         i = j + 1
@@ -409,7 +425,9 @@ def minimise(
                     i = k
                     break
             o_i = active.observation[i]
-            row_i = entries + hold(&cache, row[o_i], fetch) * width
+            row_i = entries + hold(
+                &slots, row[o_i], cache, columns, urgency, &active, &low[0], &high[0],
+                &group[0]) * width
             if task[o_i] != known_task:
                 known_task = task[o_i]
                 covariance_row(shared, &kappa[0], n_tasks, rank, known_task, &couple_i[0])
@@ -431,7 +449,9 @@ def minimise(
                             j = found
                             chunk_j = chunk
                 o_j = active.observation[j]
-                row_j = entries + hold(&cache, row[o_j], fetch) * width
+                row_j = entries + hold(
+                    &slots, row[o_j], cache, columns, urgency, &active, &low[0], &high[0],
+                    &group[0]) * width
                 scale = active.diagonal[i] + active.diagonal[j]
                 bend = scale - 2 * couple_i[task[o_j]] * row_i[row[o_j]]
                 step = active.gradient[j] + active.down[j] - slope
@@ -474,9 +494,13 @@ def minimise(
                 move(&active, i, o_i, step, ridge[o_i], lower[o_i], upper[o_i], epsilon, &beta[0])
                 update(&active, row_i, row_i, &couple_i[0], &couple_i[0], step, 0, chunk_i,
                        chunk_i)
-            if n_iter % SIGNALS_EVERY == 0:
+            signals += active.n
+            if signals >= SIGNALS_AFTER:
+                signals = 0
                 with gil:
                     PyErr_CheckSignals()
+                    if tick is not None:
+                        tick(n_iter, violation)
         for k in range(active.n):
             gradient[active.observation[k]] = active.gradient[k]
     return n_iter, violation, n_negative

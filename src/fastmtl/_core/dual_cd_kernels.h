@@ -18,6 +18,7 @@ typedef real NAME(gram_unaligned_t)
 typedef double NAME(dvec_t);
 typedef int64_t NAME(dmask_t);
 #endif
+#define AHEAD 1024 /* entries; the hardware stops at each page */
 #define dvec NAME(dvec_t)
 #define dmask NAME(dmask_t)
 
@@ -52,12 +53,19 @@ static inline dvec NAME(entries_)(const real *row, const int32_t *column, ptrdif
 #if FASTMTL_X86_TARGETS && TARGET_LEVEL == 2
 #define LEAST(a, b) ((dvec)_mm512_min_pd((__m512d)(a), (__m512d)(b)))
 #define GREATEST(a, b) ((dvec)_mm512_max_pd((__m512d)(a), (__m512d)(b)))
+static inline int NAME(any_)(dmask where) { return _mm512_movepi64_mask((__m512i)where) != 0; }
 #elif FASTMTL_X86_TARGETS && TARGET_LEVEL == 1
 #define LEAST(a, b) ((dvec)_mm256_min_pd((__m256d)(a), (__m256d)(b)))
 #define GREATEST(a, b) ((dvec)_mm256_max_pd((__m256d)(a), (__m256d)(b)))
+static inline int NAME(any_)(dmask where) { return _mm256_movemask_pd((__m256d)where) != 0; }
 #else
 #define LEAST(a, b) NAME(choose_)((a) < (b), a, b)
 #define GREATEST(a, b) NAME(choose_)((a) > (b), a, b)
+static inline int NAME(any_)(dmask where) {
+    int64_t any = 0;
+    for (int lane = 0; lane < DLANES; lane++) any |= where[lane];
+    return any != 0;
+}
 #endif
 #endif
 
@@ -84,6 +92,12 @@ static void NAME(step_chunk_)(
         dvec low_1 = low, high_1 = high;
         for (; at + 2 * DLANES <= n; at += 2 * DLANES) {
             ptrdiff_t at_1 = at + DLANES;
+            __builtin_prefetch(row_i + at + AHEAD);
+            __builtin_prefetch(row_j + at + AHEAD);
+#if !IS_F32
+            __builtin_prefetch(row_i + at_1 + AHEAD);
+            __builtin_prefetch(row_j + at_1 + AHEAD);
+#endif
             dvec g = NAME(dload_)(gradient + at) + a * NAME(entries_)(row_i, NULL, at) +
                      b * NAME(entries_)(row_j, NULL, at);
             dvec g_1 = NAME(dload_)(gradient + at_1) + a * NAME(entries_)(row_i, NULL, at_1) +
@@ -125,25 +139,27 @@ static ptrdiff_t NAME(partner_chunk_)(
     double best = *gain;
     ptrdiff_t found = -1, at = 0;
 #if VEC_BYTES
-    dvec most = NAME(dsplat_)(best), place = NAME(dsplat_)(-1), here = NAME(dsplat_)(0);
+    /* Few observations beat all before them, so a product sieves and only those are divided; the
+     * margin is for its rounding. */
+    const double margin = 1 - 1e-12;
+    dvec most = NAME(dsplat_)(best * margin), base = NAME(dsplat_)(slope);
     dvec twice = NAME(dsplat_)(2 * coupling), own = NAME(dsplat_)(curvature);
-    dvec least = NAME(dsplat_)(tiny), base = NAME(dsplat_)(slope), next = NAME(dsplat_)(DLANES);
-    for (int lane = 0; lane < DLANES; lane++) here[lane] = lane;
-    for (; at + DLANES <= n; at += DLANES, here += next) {
+    dvec least = NAME(dsplat_)(tiny);
+    for (; at + DLANES <= n; at += DLANES) {
+        if (!column) __builtin_prefetch(row_i + at + AHEAD);
         dvec apart = NAME(dload_)(gradient + at) + NAME(dload_)(down + at) - base;
         dvec bend = own + NAME(dload_)(diagonal + at) - twice * NAME(entries_)(row_i, column, at);
-        bend = NAME(choose_)(bend > least, bend, least);
-        dvec score = apart * apart / bend;
-        dmask better = (score > most) & (apart > 0);
-        most = NAME(choose_)(better, score, most);
-        place = NAME(choose_)(better, here, place);
-    }
-    for (int lane = 0; lane < DLANES; lane++)
-        if (place[lane] >= 0 &&
-            (most[lane] > best || (most[lane] == best && found >= 0 && place[lane] < found))) {
-            best = most[lane];
-            found = (ptrdiff_t)place[lane];
+        bend = GREATEST(bend, least);
+        if (!NAME(any_)((apart * apart > most * bend) & (apart > 0))) continue;
+        for (int lane = 0; lane < DLANES; lane++) {
+            double score = apart[lane] * apart[lane] / bend[lane];
+            if (apart[lane] > 0 && score > best) {
+                best = score;
+                found = at + lane;
+            }
         }
+        most = NAME(dsplat_)(best * margin);
+    }
 #endif
     for (; at < n; at++) {
         double apart = gradient[at] + down[at] - slope;
@@ -170,6 +186,7 @@ const struct NAME(dual_cd_table_t) {
 
 #undef DLANES
 #undef dvec
+#undef AHEAD
 #undef dmask
 #undef LEAST
 #undef GREATEST

@@ -8,7 +8,7 @@ TINY = 1e-12
 
 def minimise(
     gram,
-    fetch,
+    cache,
     diagonal,
     row,
     task,
@@ -24,12 +24,13 @@ def minimise(
     shrinking,
     beta,
     gradient,
+    tick,
 ):
     """Minimise ½ βᵀ(Q + diag(ridge))β − targetᵀβ + ε‖β‖₁ in place.
 
     ``Q_ij = C[task_i, task_j] k(row_i, row_j)`` with ``C = B Bᵀ + diag(κ)``, subject to
     ``lower ≤ β ≤ upper`` and ``Σ β = 0`` in each group. Returns the number of steps, the violation
-    left and the number of steps along negative curvature.
+    left and the number of steps along negative curvature. `tick` is for long runs only.
     """
     C = mixing @ mixing.T + np.diag(kappa)
     curvature = C[task, task] * diagonal[row] + ridge
@@ -39,22 +40,19 @@ def minimise(
     countdown = shrink_every = min(len(row), SHRINK_EVERY)
     n_iter = n_negative = 0
     violation = 0.0
-    slots = []  # the rows in the buffer; `recent` has the same, least recently used first
-    recent = []
+    clock = 0 if cache is None else cache.used.max()
+
+    def hold(r, others, urgency):
+        """Have one row of the Gram matrix; a missing one comes with the most urgent others."""
+        nonlocal clock
+        if cache is not None:
+            if cache.slot_of[r] < 0:
+                cache.fetch(r, others, urgency)
+            clock += 1
+            cache.used[cache.slot_of[r]] = clock
 
     def gram_row(r):
-        if fetch is None:
-            return gram[r].astype(np.float64)
-        if r not in slots:
-            if len(slots) < len(gram):
-                slots.append(r)
-            else:
-                slots[slots.index(recent.pop(0))] = r
-            fetch(r, slots.index(r))
-        else:
-            recent.remove(r)
-        recent.append(r)
-        return gram[slots.index(r)].astype(np.float64)
+        return gram[r if cache is None else cache.slot_of[r]].astype(np.float64)
 
     def hessian_row(i, columns):
         return C[task[i], task[columns]] * gram_row(row[i])[row[columns]]
@@ -65,6 +63,11 @@ def minimise(
         up[beta[columns] >= upper[columns]] = np.inf
         down[beta[columns] <= lower[columns]] = -np.inf
         return gradient[columns] + up, gradient[columns] + down
+
+    def urgent(up, down, low, high):
+        least = np.array([low.get(g, 0.0) for g in member[active]])
+        greatest = np.array([high.get(g, 0.0) for g in member[active]])
+        return row[active], np.maximum(greatest - up, down - least)
 
     while len(row):
         up, down = slopes(active)
@@ -83,7 +86,9 @@ def minimise(
                 break
             inactive = np.setdiff1d(np.arange(len(row)), active)
             gradient[inactive] = then[inactive]
-            for i in np.flatnonzero(beta != settled):
+            moved = beta != settled
+            for i in np.flatnonzero(moved):
+                hold(row[i], row, moved.astype(np.float64))
                 gradient[inactive] += (beta[i] - settled[i]) * hessian_row(i, inactive)
             active, settled, countdown = np.arange(len(row)), None, shrink_every
             continue
@@ -103,11 +108,13 @@ def minimise(
             mine = member[active] == best
             i = active[np.argmin(np.where(mine, up, np.inf))]
             slope = low[best]
+            hold(row[i], *urgent(up, down, low, high))
             apart = np.where(mine, down - slope, -np.inf)
             bend = curvature[i] + curvature[active] - 2 * hessian_row(i, active)
             gain = np.where(apart > 0, apart**2 / np.maximum(bend, TINY), -1.0)
             at = np.argmax(gain)
             j = active[at]
+            hold(row[j], *urgent(up, down, low, high))
             bend, step = bend[at], apart[at]
             size = curvature[i] + curvature[j]
             moves = [(i, 1), (j, -1)]
@@ -118,6 +125,7 @@ def minimise(
             upwards = (-up[mine]).max() >= down[mine].max()
             at = np.argmax(np.where(mine, -up if upwards else down, -np.inf))
             i = active[at]
+            hold(row[i], *urgent(up, down, low, high))
             bend = size = curvature[i]
             step = singles
             moves = [(i, 1 if upwards else -1)]
