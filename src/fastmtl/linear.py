@@ -81,7 +81,7 @@ class _MultiTaskSGD(TaskRelations, OnnxMixin, BaseEstimator):
             if set_state:
                 set_state(state)
             result = train(self, training, held_out, state, factors, self.max_iter)
-            self._store(training, state, factors, result)
+            self._store(training, result["state"], factors, result)
         return self
 
     def _partial_fit(self, X, y, tasks, sample_weight, known_classes):
@@ -108,7 +108,7 @@ class _MultiTaskSGD(TaskRelations, OnnxMixin, BaseEstimator):
             if set_state:
                 set_state(state)
             result = train(self, training, None, state, factors, 1, partial=True)
-            self._store(training, state, factors, result)
+            self._store(training, result["state"], factors, result)
         return self
 
     def add_task(self, X, y, label, *, sample_weight=None):
@@ -189,10 +189,21 @@ class _MultiTaskSGD(TaskRelations, OnnxMixin, BaseEstimator):
         if as_point_loss(self.loss) is None:
             check_word(self, "loss", self._losses)
         check_word(self, "solver", ("auto", "sgd", "saga"))
-        check_word(self, "sampling", ("uniform", "task", "block"))
+        check_word(self, "sampling", ("uniform", "task", "balanced", "block"))
         check_word(self, "task_intercept", ("coupled", "free", "shared"))
         check_word(self, "unseen_tasks", ("shared", "error"))
-        check_word(self, "learning_rate", ("auto", "constant", "invscaling", "optimal"))
+        check_word(
+            self,
+            "learning_rate",
+            ("auto", "constant", "invscaling", "optimal", "adaptive", "adagrad"),
+        )
+        check_number(self, "l1_ratio", low=0.0, high=1.0)
+        for name in ("shared_penalty", "task_penalty"):
+            if getattr(self, name) is not None:
+                check_word(self, name, ("l2", "l1", "elasticnet"))
+        check_number(self, "clip_gradient", low=0.0, open_low=True, none=True)
+        if not isinstance(self.average, bool | np.bool_):
+            check_number(self, "average", low=1, integer=True)
         if self.learning_rate in ("constant", "invscaling") and self.eta0 is None:
             raise ValueError(
                 f"eta0 is None; learning_rate={self.learning_rate!r} needs a positive eta0"
@@ -212,8 +223,14 @@ class _MultiTaskSGD(TaskRelations, OnnxMixin, BaseEstimator):
     def _solver(self):
         if self.solver != "auto":
             return self.solver
-        only_sgd = {"learning_rate": "auto", "eta0": None, "n_threads": 1}
-        asks_for_sgd = self.sampling == "task" or any(
+        only_sgd = {
+            "learning_rate": "auto",
+            "eta0": None,
+            "n_threads": 1,
+            "average": False,
+            "clip_gradient": None,
+        }
+        asks_for_sgd = self.sampling in ("task", "balanced") or any(
             getattr(self, name) != value for name, value in only_sgd.items()
         )
         return "sgd" if asks_for_sgd or self._smoothness() is None else "saga"
@@ -263,11 +280,36 @@ class _MultiTaskSGD(TaskRelations, OnnxMixin, BaseEstimator):
         shared = np.zeros((factors.mixing.shape[1], n_classes, stride), dtype=dtype)
         specific = np.zeros((len(head_class), stride), dtype=dtype)
         intercept = np.zeros(n_classes)
+<<<<<<< HEAD
         state = State(shared, specific, intercept, head_start.astype(np.int64), head_class)
         if go_on:
             earlier = self._state, self._classes, self.tasks_
             carry(earlier, (state, classes, observations.tasks), d)
         elif self.fit_intercept:
+=======
+        steps = 0
+        if previous is not None and self.average is not False:
+            previous = previous.running or previous
+        if previous is not None:
+            kept = len(previous.head_class)
+            if (
+                previous.shared.shape != shared.shape
+                or len(head_class) < kept
+                or not np.array_equal(previous.head_class, head_class[:kept])
+            ):
+                raise ValueError(
+                    "the earlier fit had another coupling, other features or other classes; "
+                    "fit anew (warm_start=False)"
+                )
+            shared[...] = previous.shared
+            specific[:kept] = previous.specific
+            intercept[...] = previous.intercept
+            steps = previous.steps
+        state = State(shared, specific, intercept, head_start.astype(np.int64), head_class, steps)
+        adagrad = self.learning_rate == "adagrad"
+        state.carry_on(previous, adagrad=adagrad, average=self.average)
+        if previous is None and self.fit_intercept:
+>>>>>>> 6ca6d56 (Linear models: l1 and elastic-net penalties on either part, adaptive rates, AdaGrad, averages, clipping, balanced draws)
             self._start_intercept(state, observations, classes)
         return state, factors
 
@@ -415,7 +457,8 @@ class MultiTaskSGDRegressor(RegressorMixin, _MultiTaskSGD):
         + alpha (½ Σ_r ‖s_r‖² + ½ Σ_t ‖v_t‖² / κ_t)``
 
     where n is the number of labels (each counted by its sample weight). Use it where tasks are many
-    and each has too little data for a model of its own.
+    and each has too little data for a model of its own. `shared_penalty` and `task_penalty` put
+    other penalties in place of ½‖s_r‖² and of ½‖u_t‖², where ``u_t = v_t / √κ_t``.
 
     Parameters
     ----------
@@ -426,6 +469,13 @@ class MultiTaskSGDRegressor(RegressorMixin, _MultiTaskSGD):
         your own is a compiled function; see :class:`PointLoss`.
     alpha : float, default=1e-4
         Strength of the penalty, non-negative.
+    shared_penalty, task_penalty : {"l2", "l1", "elasticnet"} or None, default="l2"
+        The penalty of a shared vector u = s_r, and of a task's own u = v_t / √κ_t: ½‖u‖², ‖u‖₁,
+        ``l1_ratio ‖u‖₁ + ½ (1 − l1_ratio) ‖u‖²``, or none. With ``"l1"`` and ``"elasticnet"``
+        coefficients become exactly zero; ``task_penalty="l1"`` says that a task differs from the
+        others in few features.
+    l1_ratio : float in [0, 1], default=0.15
+        See `shared_penalty`.
     coupling : {"mean", "independent", "pooled", "learn"} or TaskCoupling, default="mean"
         How tasks share: ``"mean"`` is one shared vector plus a task's own, ``"independent"`` is one
         model per task, ``"pooled"`` one model for all; ``"learn"`` finds the tasks' relations
@@ -435,14 +485,17 @@ class MultiTaskSGDRegressor(RegressorMixin, _MultiTaskSGD):
         (a number per label and class) and so converges linearly to the exact minimum, without a
         rate to tune, where the loss is smooth. ``"sgd"`` takes any loss, streams, and has an epoch
         in half the time, but nears the minimum only as its rate decays. ``"auto"`` takes ``"saga"``
-        for a smooth loss, unless ``sampling="task"``, `learning_rate`, `eta0` or `n_threads`, which
-        ``"sgd"`` alone has, are set. `partial_fit` always uses ``"sgd"``.
-    sampling : {"uniform", "task", "block"}, default="uniform"
-        How samples are drawn; the objective is the same. ``"uniform"`` shuffles them all in each
-        epoch. ``"task"`` draws a task, then one of its samples, and so attends sooner to small
-        tasks (only ``"sgd"`` does). ``"block"`` takes blocks of 32 MB of neighbouring rows in
-        random order, and each block's samples in random order: for an ``np.memmap`` larger than
-        memory, which is then read a block at a time.
+        for a smooth loss, unless something is set that ``"sgd"`` alone has: `sampling` by task,
+        `learning_rate`, `eta0`, `average`, `clip_gradient` or `n_threads`. `partial_fit` always
+        uses ``"sgd"``.
+    sampling : {"uniform", "task", "balanced", "block"}, default="uniform"
+        How samples are drawn. The objective is the same, because a sample that is drawn more often
+        weighs less when it is; to change the objective, set `task_weight`. ``"uniform"`` shuffles
+        them all in each epoch. ``"task"`` draws a task, then one of its samples, and so attends
+        sooner to small tasks; ``"balanced"`` draws a task, for a classifier one of its classes, and
+        then a sample of these (only ``"sgd"`` does either). ``"block"`` takes blocks of 32 MB of
+        neighbouring rows in random order, and each block's samples in random order: for an
+        ``np.memmap`` larger than memory, which is then read a block at a time.
     task_weight : None, "balanced", dict or array-like of shape (n_tasks,), default=None
         The weight of each task's loss, which is a *sum* over its samples: large tasks count more.
         ``"balanced"`` gives ``n / (n_tasks * n_t)``, that is, all tasks' *mean* losses count alike.
@@ -471,14 +524,27 @@ class MultiTaskSGDRegressor(RegressorMixin, _MultiTaskSGD):
     validation_fraction : float, default=0.1
         The share of each task's labels that is held out, in (0, 1), rounded down: a task with fewer
         than ``1 / validation_fraction`` labels trains with all of them.
-    learning_rate : {"auto", "constant", "invscaling", "optimal"}, default="auto"
-        ``"auto"`` starts at the inverse mean curvature, decays as the penalty allows, and damps the
-        step of long rows, so it needs no tuning and does not diverge. The others are
-        scikit-learn's: ``eta0``, ``eta0 / t**power_t`` and ``1 / (alpha (t0 + t))``.
+    learning_rate : str, default="auto"
+        The steps of ``"sgd"``. ``"auto"`` starts at the inverse mean curvature, decays as the
+        penalty allows, and damps the step of long rows, so it needs no tuning and does not diverge.
+        ``"constant"``, ``"invscaling"`` and ``"optimal"`` are scikit-learn's: ``eta0``,
+        ``eta0 / t**power_t`` and ``1 / (alpha (t0 + t))``. ``"adaptive"`` starts as ``"auto"`` does
+        (or at `eta0`), stays, and divides the rate by 5 whenever the objective, or with
+        `early_stopping` the held-out loss, has not fallen by `tol`, relative, for
+        `n_iter_no_change` epochs; it stops at a millionth of the first rate. ``"adagrad"`` gives
+        each coordinate its own rate, `eta0` over the root of its squared derivatives so far, for
+        rare features and for features of unlike scales.
     eta0 : float or None, default=None
-        First rate; needed by ``"constant"`` and ``"invscaling"``, optional for ``"auto"``.
+        First rate; needed by ``"constant"`` and ``"invscaling"``; for ``"adagrad"`` None is 0.1.
     power_t : float, default=0.25
         Exponent of ``"invscaling"``.
+    average : bool or int, default=False
+        Whether the answer is the mean of the parameters over all steps of ``"sgd"`` (Polyak and
+        Ruppert) rather than the last, from the first step, or from the step of that number. It
+        suits ``"constant"`` and ``"invscaling"`` rates. A mean is seldom exactly zero.
+    clip_gradient : float or None, default=None
+        The most length of a sample's gradient over all the (whitened) parameters it touches, its
+        weight included; a longer one is shortened before its step.
     task_column : int, str or None, default=None
         The column of X that holds the task labels, so that pipelines and searches need not route
         `tasks`.
@@ -560,6 +626,9 @@ class MultiTaskSGDRegressor(RegressorMixin, _MultiTaskSGD):
         *,
         loss="squared_error",
         alpha=1e-4,
+        shared_penalty="l2",
+        task_penalty="l2",
+        l1_ratio=0.15,
         coupling="mean",
         solver="auto",
         sampling="uniform",
@@ -576,6 +645,8 @@ class MultiTaskSGDRegressor(RegressorMixin, _MultiTaskSGD):
         learning_rate="auto",
         eta0=None,
         power_t=0.25,
+        average=False,
+        clip_gradient=None,
         task_column=None,
         unseen_tasks="shared",
         warm_start=False,
@@ -586,6 +657,9 @@ class MultiTaskSGDRegressor(RegressorMixin, _MultiTaskSGD):
     ):
         self.loss = loss
         self.alpha = alpha
+        self.shared_penalty = shared_penalty
+        self.task_penalty = task_penalty
+        self.l1_ratio = l1_ratio
         self.coupling = coupling
         self.solver = solver
         self.sampling = sampling
@@ -602,6 +676,8 @@ class MultiTaskSGDRegressor(RegressorMixin, _MultiTaskSGD):
         self.learning_rate = learning_rate
         self.eta0 = eta0
         self.power_t = power_t
+        self.average = average
+        self.clip_gradient = clip_gradient
         self.task_column = task_column
         self.unseen_tasks = unseen_tasks
         self.warm_start = warm_start
@@ -722,12 +798,16 @@ class MultiTaskSGDClassifier(ClassifierMixin, _MultiTaskSGD):
         your own is a compiled function of a target that is +1 or -1; see :class:`PointLoss`.
     alpha : float, default=1e-4
         Strength of the penalty, non-negative.
+    shared_penalty, task_penalty : {"l2", "l1", "elasticnet"} or None, default="l2"
+    l1_ratio : float in [0, 1], default=0.15
+        See :class:`MultiTaskSGDRegressor`.
     coupling : {"mean", "independent", "pooled", "learn"} or TaskCoupling, default="mean"
         How tasks share; see :class:`MultiTaskSGDRegressor`.
     solver : {"auto", "saga", "sgd"}, default="auto"
         See :class:`MultiTaskSGDRegressor`.
-    sampling : {"uniform", "task", "block"}, default="uniform"
-        Draw samples evenly, a task first, or from one block of rows after the other.
+    sampling : {"uniform", "task", "balanced", "block"}, default="uniform"
+        Draw samples evenly, a task first, a task and then a class, or from one block of rows after
+        the other.
     task_weight : None, "balanced", dict or array-like of shape (n_tasks,), default=None
         Weights of the tasks' summed losses; ``"balanced"`` weighs their means alike.
     class_weight : None or "balanced" or dict, default=None
@@ -743,9 +823,11 @@ class MultiTaskSGDClassifier(ClassifierMixin, _MultiTaskSGD):
     validation_fraction : float, default=0.1
         As in :class:`MultiTaskSGDRegressor`; each class of a task gives its share, and keeps at
         least one label to train with.
-    learning_rate : {"auto", "constant", "invscaling", "optimal"}, default="auto"
+    learning_rate : str, default="auto"
     eta0 : float or None, default=None
     power_t : float, default=0.25
+    average : bool or int, default=False
+    clip_gradient : float or None, default=None
     task_column : int, str or None, default=None
     unseen_tasks : {"shared", "error"}, default="shared"
     warm_start : bool, default=False
@@ -795,6 +877,9 @@ class MultiTaskSGDClassifier(ClassifierMixin, _MultiTaskSGD):
         *,
         loss="log_loss",
         alpha=1e-4,
+        shared_penalty="l2",
+        task_penalty="l2",
+        l1_ratio=0.15,
         coupling="mean",
         solver="auto",
         sampling="uniform",
@@ -810,6 +895,8 @@ class MultiTaskSGDClassifier(ClassifierMixin, _MultiTaskSGD):
         learning_rate="auto",
         eta0=None,
         power_t=0.25,
+        average=False,
+        clip_gradient=None,
         task_column=None,
         unseen_tasks="shared",
         warm_start=False,
@@ -820,6 +907,9 @@ class MultiTaskSGDClassifier(ClassifierMixin, _MultiTaskSGD):
     ):
         self.loss = loss
         self.alpha = alpha
+        self.shared_penalty = shared_penalty
+        self.task_penalty = task_penalty
+        self.l1_ratio = l1_ratio
         self.coupling = coupling
         self.solver = solver
         self.sampling = sampling
@@ -835,6 +925,8 @@ class MultiTaskSGDClassifier(ClassifierMixin, _MultiTaskSGD):
         self.learning_rate = learning_rate
         self.eta0 = eta0
         self.power_t = power_t
+        self.average = average
+        self.clip_gradient = clip_gradient
         self.task_column = task_column
         self.unseen_tasks = unseen_tasks
         self.warm_start = warm_start

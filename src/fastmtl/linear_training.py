@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import scipy.sparse as sp
@@ -36,6 +36,7 @@ LOSSES = {
     "log_loss": (9, 0.25),
 }
 SOFTMAX = (-1, 0.5)
+PLAIN = (0.0, 1.0, 0.0, 1.0)  # l1 and l2 of the shared vectors, and of the tasks' own
 INTERCEPTS = {"none": 0, "shared": 1, "coupled": 2, "free": 3}
 COMMON_INTERCEPT = (INTERCEPTS["shared"], INTERCEPTS["coupled"])
 SAMPLE = np.dtype(
@@ -66,10 +67,37 @@ class State:
     head_start: np.ndarray
     head_class: np.ndarray
     steps: int = 0
+    # Float64, each like the parameters: AdaGrad's sums of squares, and how far averages lag behind
+    squares: tuple | None = None
+    drift: tuple | None = None
+    average_from: int = 0
+    running: State | None = None  # where steps go on, if the parameters are averages
 
     @property
     def parameters(self):
         return self.shared, self.specific, self.intercept
+
+    def carry_on(self, previous, *, adagrad, average):
+        """Take `squares` and `drift` over from an earlier state, or begin them, as asked for."""
+        for name, wanted in (("squares", adagrad), ("drift", average is not False)):
+            if wanted:
+                arrays = tuple(np.zeros(array.shape) for array in self.parameters)
+                for array, earlier in zip(arrays, getattr(previous, name, None) or ()):
+                    array[: len(earlier)] = earlier
+                setattr(self, name, arrays)
+        if getattr(previous, "drift", None) is not None:
+            self.average_from = previous.average_from
+        else:
+            self.average_from = max(0 if average is True else int(average), self.steps)
+
+    def averaged(self):
+        """The state with the parameters' averages so far, where there are any."""
+        count = self.steps - self.average_from
+        if self.drift is None or count <= 0:
+            return self
+        means = [w - (d / count).astype(w.dtype) for w, d in zip(self.parameters, self.drift)]
+        names = ("shared", "specific", "intercept")
+        return replace(self, **dict(zip(names, means)), running=self)
 
 
 def carry(earlier, now, d):
@@ -141,40 +169,42 @@ def train(model, training, held_out, state, factors, max_iter, *, partial=False)
     if solver == "saga":
         run, settled = _saga(problem, state, model.tol)
     else:
-        run, settled = _sgd(problem, state, model.tol, model.n_iter_no_change, n_threads)
-    if judge is not None:
+        run, settled = _sgd(problem, state, model, n_threads)
+    adaptive = solver == "sgd" and model.learning_rate == "adaptive"
+    if judge is not None and not adaptive:
         settled = _no_longer_better(model.tol, model.n_iter_no_change)
     exact = model.tol is not None and judge is None and problem.reading is None
     callbacks, history, best = as_callbacks(model.callbacks), [], Best()
 
     def fitted_copy():
-        return model._copy_as_fitted(training, copy.deepcopy(state), factors, list(history), best)
+        return model._copy_as_fitted(training, copy.deepcopy(answer), factors, list(history), best)
 
     began = time.perf_counter()
     bar = progress(max_iter) if model.verbose else None
     stopped = interrupted = False
-    epoch = 0
+    answer, epoch = state, 0
     try:
         with np.errstate(over="ignore", invalid="ignore"):
             for epoch in range(1, max_iter + 1):
                 total = sum(map(run, _orders(problem, int(rng.randint(0, 2**31 - 1)))))
                 # Summed while the steps went on; what is judged below is exact.
-                loss = problem.loss_value(state) if exact else total / len(problem.samples)
-                entry = {"epoch": epoch, "objective": loss + problem.penalty_value(state)}
-                _check_finite(model, entry["objective"], state, epoch)
+                answer = state.averaged()
+                loss = problem.loss_value(answer) if exact else total / len(problem.samples)
+                entry = {"epoch": epoch, "objective": loss + problem.penalty_value(answer)}
+                _check_finite(model, entry["objective"], answer, epoch)
                 if judge is not None:
-                    entry["validation_loss"] = judge.loss_value(state)
+                    entry["validation_loss"] = judge.loss_value(answer)
                 entry["seconds"] = time.perf_counter() - began
                 history.append(entry)
                 criterion = entry["objective" if judge is None else "validation_loss"]
-                best.offer(epoch, criterion, state.parameters)
+                best.offer(epoch, criterion, answer.parameters)
                 if bar is not None:
                     shown = {k: f"{v:.6g}" for k, v in entry.items() if k.endswith(("ive", "loss"))}
                     bar.set_postfix(shown, refresh=False)
                     bar.update()
                 told = {"validation_loss": None, **entry, "_fitted_copy": fitted_copy}
                 asked = [callback(Epoch(**told)) for callback in callbacks]
-                stopped = any(asked) or (model.tol is not None and settled(criterion))
+                stopped = any(asked) or ((adaptive or model.tol is not None) and settled(criterion))
                 if stopped:
                     break
     except KeyboardInterrupt:
@@ -185,7 +215,7 @@ def train(model, training, held_out, state, factors, max_iter, *, partial=False)
         if bar is not None:
             bar.close()
     if interrupted or judge is not None:
-        best.restore(state.parameters)
+        best.restore(answer.parameters)
         kept = best.epoch
     else:
         kept = len(history)
@@ -203,7 +233,7 @@ def train(model, training, held_out, state, factors, max_iter, *, partial=False)
             ConvergenceWarning,
             stacklevel=3,
         )
-    return {"n_iter": len(history), "best_iter": kept, "history": history}
+    return {"state": answer, "n_iter": len(history), "best_iter": kept, "history": history}
 
 
 def _no_longer_better(tol, n_iter_no_change):
@@ -256,6 +286,10 @@ class _Problem:
     schedule: tuple
     steps_per_call: int
     reading: _Reading | None
+    shares: tuple
+    probability: np.ndarray
+    groups: tuple | None
+    clip: float
 
     def pack(self):
         """Put the rows of a small dense X in the order of the samples, for faster draws."""
@@ -276,6 +310,8 @@ class _Problem:
         function = linear_sgd.losses_dense if self.dense else linear_sgd.losses_csr
         for part in self._parts():
             function(*self.data, part, *state.parameters, *self.arguments, task_loss)
+        if self.groups is not None:
+            return float(task_loss.sum())
         counts = np.diff(self.task_start)
         return float(task_loss[counts > 0] @ (self.chance / np.maximum(counts, 1))[counts > 0])
 
@@ -286,16 +322,23 @@ class _Problem:
                 yield self.samples[order]
             return
         for begin in range(0, len(self.samples), self.steps_per_call):
-            yield self.samples[begin : begin + self.steps_per_call]
+            part = self.samples[begin : begin + self.steps_per_call]
+            if self.groups is not None:  # the draws of a task are not even
+                part = part.copy()
+                part["weight"] *= self.probability[begin : begin + self.steps_per_call]
+            yield part
 
     def gradient_norm(self, state, averages):
         """Length of the objective's gradient in the whitened parameters, from SAGA's averages."""
         shared_average, specific_average, intercept_average = averages
         used = slice(None) if self.coupled else slice(-1)
-        shared = shared_average[..., used] + self.alpha * state.shared[..., used]
+        l1, l2 = (self.alpha * share for share in self.shares[:2])
+        shared = _steepest(shared_average[..., used], state.shared[..., used], l1, l2)
         kappa = self.kappa[self.head_task][:, None]
         root = np.sqrt(np.where(kappa > 0, kappa, 1.0))
-        specific = root * specific_average[:, used] + self.alpha / root * state.specific[:, used]
+        l1, l2 = (self.alpha * share for share in self.shares[2:])
+        whitened = state.specific[:, used] / root
+        specific = _steepest(root * specific_average[:, used], whitened, l1, l2)
         squares = np.sum(shared**2) + np.sum(specific[kappa[:, 0] > 0] ** 2)
         if self.free:
             squares += np.sum(specific_average[:, -1] ** 2)
@@ -305,11 +348,38 @@ class _Problem:
 
     def penalty_value(self, state):
         used = slice(None) if self.coupled else slice(-1)
-        shared = np.sum(np.square(state.shared[..., used], dtype=np.float64))
-        specific = np.einsum("ij,ij->i", state.specific[:, used], state.specific[:, used])
+        shared, specific = state.shared[..., used], state.specific[:, used]
         kappa = self.kappa[self.head_task]
-        own = np.sum(specific[kappa > 0] / kappa[kappa > 0])
-        return 0.5 * self.alpha * (shared + own)
+        shared_l1, shared_l2, task_l1, task_l2 = self.shares
+        total = 0.5 * shared_l2 * np.sum(np.square(shared, dtype=np.float64))
+        squares = np.einsum("ij,ij->i", specific, specific)
+        total += 0.5 * task_l2 * np.sum(squares[kappa > 0] / kappa[kappa > 0])
+        if shared_l1:
+            total += shared_l1 * np.abs(shared).sum(dtype=np.float64)
+        if task_l1:
+            lengths = np.abs(specific).sum(axis=1)
+            total += task_l1 * np.sum(lengths[kappa > 0] / np.sqrt(kappa[kappa > 0]))
+        return self.alpha * total
+
+
+def _steepest(gradient, u, l1, l2):
+    """The shortest subgradient of a loss with this gradient plus l1 ‖u‖₁ + ½ l2 ‖u‖²."""
+    smooth = gradient + l2 * u
+    if not l1:
+        return smooth
+    at_zero = np.sign(smooth) * np.maximum(np.abs(smooth) - l1, 0.0)
+    return np.where(u != 0, smooth + l1 * np.sign(u), at_zero)
+
+
+def penalty_shares(model):
+    """How strong (shared l1, shared l2, task l1, task l2) are, as multiples of alpha."""
+    of = {
+        "l2": (0.0, 1.0),
+        "l1": (1.0, 0.0),
+        "elasticnet": (model.l1_ratio, 1.0 - model.l1_ratio),
+        None: (0.0, 0.0),
+    }
+    return (*of[model.shared_penalty], *of[model.task_penalty])
 
 
 def _problem(model, observations, classes, state, factors, solver):
@@ -328,13 +398,16 @@ def _problem(model, observations, classes, state, factors, solver):
     counts = np.bincount(task, minlength=observations.n_tasks)
     task_start = np.concatenate([[0], np.cumsum(counts)])
     present = np.flatnonzero(counts)
-    by_task = model.sampling == "task" and solver == "sgd"
+    by_task = model.sampling in ("task", "balanced") and solver == "sgd"
     if by_task:
         chance = (counts > 0) / len(present)
     else:
         chance = counts / n
     # Each draw's weight is its share of the objective over the chance of the draw.
-    per_draw = chance[task] / counts[task] * observations.weight.sum()
+    probability, groups = chance[task] / counts[task], None
+    if by_task and model.sampling == "balanced" and model._classification:
+        groups, probability = _groups(task, classes.code[kept], chance)
+    per_draw = probability * observations.weight.sum()
     samples = np.zeros(n, dtype=SAMPLE)
     samples["row"] = observations.row[kept]
     samples["task"] = task
@@ -356,7 +429,11 @@ def _problem(model, observations, classes, state, factors, solver):
 
     bound = 1.0 if smoothness is None else smoothness
     curvature = bound * samples["weight"] * samples["curvature"]
-    schedule, damping = _schedule(model, curvature, bound, n)
+    shares = penalty_shares(model)
+    convexity = float(model.alpha) * min(
+        [shares[1]] * (len(state.shared) > 0) + [shares[3]] * bool((factors.kappa > 0).any())
+    )
+    schedule, damping = _schedule(model, curvature, bound, n, convexity)
     arguments = (
         tuple(factors),
         (state.head_start, state.head_class),
@@ -386,6 +463,10 @@ def _problem(model, observations, classes, state, factors, solver):
         schedule,
         _steps_per_call(X, state),
         _Reading(X, samples["row"]) if model.sampling == "block" else None,
+        shares,
+        probability,
+        groups,
+        float(model.clip_gradient or 0.0),
     )
 
 
@@ -411,8 +492,24 @@ def _steps_per_call(X, state):
     return int(np.clip(WORK_PER_CALL / ((row_length + 1) * heads), 1, MOST_STEPS_PER_CALL))
 
 
-def _schedule(model, curvature, bound, n):
+def _groups(task, code, chance):
+    """Each task's classes as groups to draw from, and the chance of each sample."""
+    member = np.lexsort((code, task))
+    first = np.append(True, (np.diff(task[member]) != 0) | (np.diff(code[member]) != 0))
+    group_start = np.append(np.flatnonzero(first), len(task))
+    group_task = task[member][first]
+    of_task = np.bincount(group_task, minlength=len(chance))
+    share = chance[group_task] / of_task[group_task] / np.diff(group_start)
+    probability = np.empty(len(task))
+    probability[member] = np.repeat(share, np.diff(group_start))
+    task_start = np.concatenate([[0], np.cumsum(of_task)])
+    return (group_start, member, task_start), probability
+
+
+def _schedule(model, curvature, bound, n, convexity):
     """(scale, offset, power) of the rate, and the smoothness that damps long rows."""
+    if model.learning_rate == "adagrad":
+        return (model.eta0 or 0.1, 0.0, 0.0), 0.0
     alpha = float(model.alpha)
     if model.learning_rate == "constant":
         return (model.eta0, 0.0, 0.0), 0.0
@@ -423,7 +520,9 @@ def _schedule(model, curvature, bound, n):
         first = model.eta0 or np.sqrt(1.0 / np.sqrt(alpha))
         return (1.0 / alpha, 1.0 / (alpha * first), 1.0), 0.0
     first = model.eta0 or 1.0 / max(curvature.mean(), 1e-12)
-    decay = max(alpha / 2, 1.0 / (20 * n * first))
+    if model.learning_rate == "adaptive":
+        return (first, 0.0, 0.0), bound
+    decay = max(convexity / 2, 1.0 / (20 * n * first))
     return (1.0 / decay, 1.0 / (decay * first), 1.0), bound
 
 
@@ -439,7 +538,10 @@ def _orders(problem, seed):
             for begin in range(0, len(order), problem.steps_per_call):
                 yield order[begin : begin + problem.steps_per_call]
         return
-    if problem.by_task:
+    if problem.groups is not None:
+        order = np.empty(n, dtype=np.int64)
+        core_random.draw_balanced(order, *problem.groups, problem.present, seed)
+    elif problem.by_task:
         order = np.empty(n, dtype=np.int64)
         core_random.draw_by_task(order, problem.task_start, problem.present, seed)
     elif problem.pooled:
@@ -453,11 +555,26 @@ def _orders(problem, seed):
         yield order[begin : begin + problem.steps_per_call]
 
 
-def _sgd(problem, state, tol, n_iter_no_change, n_threads):
+def _sgd(problem, state, model, n_threads):
+    tol, n_iter_no_change = model.tol, model.n_iter_no_change
     counts = np.diff(problem.task_start)
     owner = _owners(counts, n_threads)
     pool = problem.pool
-    function = linear_sgd.sgd_dense if problem.dense else linear_sgd.sgd_csr
+    schedule, general = list(problem.schedule), ()
+    if (
+        problem.shares != PLAIN
+        or problem.clip
+        or state.squares is not None
+        or state.drift is not None
+    ):
+        extras = (problem.clip, state.average_from, state.squares, state.drift)
+        general = (problem.shares, extras)
+        function = linear_sgd.sgd_general_dense
+        if not problem.dense:
+            function = linear_sgd.sgd_general_csr
+            general += (_spreads(problem, state),)
+    else:
+        function = linear_sgd.sgd_dense if problem.dense else linear_sgd.sgd_csr
 
     def run(order):
         n_blocks = max(1, round(BLOCKS_PER_EPOCH * len(order) / len(problem.samples)))
@@ -469,7 +586,8 @@ def _sgd(problem, state, tol, n_iter_no_change, n_threads):
             state.specific,
             state.intercept,
             *problem.arguments,
-            (*problem.schedule, state.steps, pool),
+            (*schedule, state.steps, pool),
+            *general,
             owner,
             n_blocks,
             n_threads,
@@ -487,7 +605,24 @@ def _sgd(problem, state, tol, n_iter_no_change, n_threads):
             (changes <= tol * max(abs(objective), 1e-300)).all()
         )
 
+    if model.learning_rate == "adaptive":
+        return run, _slower_where_stuck(schedule, tol or 0.0, n_iter_no_change)
     return run, settled
+
+
+def _slower_where_stuck(schedule, tol, n_iter_no_change):
+    """Divide the rate by 5 where nothing was gained for some epochs; settled when it is tiny."""
+    smallest, reached, waited = 1e-6 * schedule[0], np.inf, 0
+
+    def settled(value):
+        nonlocal reached, waited
+        better = not np.isfinite(reached) or value < reached - tol * abs(reached)
+        reached, waited = min(reached, value), 0 if better else waited + 1
+        if waited >= n_iter_no_change:
+            schedule[0], waited = schedule[0] / 5, 0
+        return schedule[0] < smallest
+
+    return settled
 
 
 def _owners(counts, n_threads):
@@ -512,7 +647,12 @@ def _saga(problem, state, tol):
     steepest = float((problem.smoothness * samples["weight"] * samples["curvature"]).max())
     schedule = (1.0 / (3.0 * max(steepest, 1e-12)), 0.0, 0.0, 0)
     extra = () if problem.dense else (_spreads(problem, state),)
-    function = linear_sgd.saga_dense if problem.dense else linear_sgd.saga_csr
+    general = ()
+    if problem.shares != PLAIN:
+        general = (problem.shares,)
+        function = linear_sgd.saga_general_dense if problem.dense else linear_sgd.saga_general_csr
+    else:
+        function = linear_sgd.saga_dense if problem.dense else linear_sgd.saga_csr
 
     def run(order):
         state.steps += len(order)
@@ -525,6 +665,7 @@ def _saga(problem, state, tol):
             state.intercept,
             *problem.arguments,
             schedule,
+            *general,
             memory,
             averages,
             *extra,
@@ -581,24 +722,24 @@ def _remember(problem, state, memory, averages):
 
 
 def _spreads(problem, state):
-    """n / (samples that have a coordinate), of each class and of each task."""
+    """1 / P(a draw has a coordinate), of each class and of each task."""
     _, indices, indptr = problem.data
-    n, stride = len(problem.samples), state.specific.shape[1]
+    stride = state.specific.shape[1]
     n_tasks = len(problem.kappa)
     pattern = sp.csr_matrix(
         (np.ones(len(indices)), indices, indptr), shape=(len(indptr) - 1, stride)
     )
     draws = sp.csr_matrix(
-        (np.ones(n), (problem.samples["task"], problem.samples["row"])),
+        (problem.probability, (problem.samples["task"], problem.samples["row"])),
         shape=(n_tasks, len(indptr) - 1),
     )
-    counts = np.asarray((draws @ pattern).todense())
+    chances = np.asarray((draws @ pattern).todense())
     has_class = np.zeros((state.shared.shape[1], n_tasks))
     has_class[state.head_class, problem.head_task] = 1.0
     dtype = state.specific.dtype
     return tuple(
-        np.where(c > 0, n / np.maximum(c, 1), 0.0).astype(dtype)
-        for c in (has_class @ counts, counts)
+        np.divide(1.0, c, out=np.zeros_like(c), where=c > 0).astype(dtype)
+        for c in (has_class @ chances, chances)
     )
 
 

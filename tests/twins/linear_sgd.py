@@ -8,7 +8,14 @@ import scipy.sparse as sp
 from fastmtl.reference.linear_sgd import COUPLED, FREE, SAMPLE
 
 # Hundreds of steps, each feeding the next, multiply a rounding error of the scores.
-TOLERANCE = {"sgd_dense": 20, "sgd_csr": 20, "saga_dense": 20, "saga_csr": 20}
+TOLERANCE = dict.fromkeys(
+    [
+        f"{name}_{form}"
+        for name in ("sgd", "saga", "sgd_general", "saga_general")
+        for form in ("dense", "csr")
+    ],
+    20,
+)
 SOFTMAX = -1
 
 
@@ -126,12 +133,52 @@ def saga_cases(sparse):
             )
             case["schedule"] = (0.004, 0.0, 0.0, 0)
             if sparse:
-                case["shared"].shape[1]
-                case["spreads"] = (
-                    rng.uniform(1, 3, size=case["shared"].shape[1:]).astype(dtype),
-                    rng.uniform(1, 9, size=(4, case["shared"].shape[2])).astype(dtype),
-                )
+                case["spreads"] = spreads(rng, dtype, case)
             yield case
+
+    return cases
+
+
+def spreads(rng, dtype, case):
+    return (
+        rng.uniform(1, 3, size=case["shared"].shape[1:]).astype(dtype),
+        rng.uniform(1, 9, size=(4, case["shared"].shape[2])).astype(dtype),
+    )
+
+
+SHARES = [(1.0, 0.0, 0.0, 1.0), (0.0, 1.0, 0.7, 0.3), (0.2, 0.0, 0.0, 0.0)]
+
+
+def sgd_general_cases(sparse):
+    def cases(rng, dtype):
+        for i, (code, kind, n_shared) in enumerate(
+            itertools.product((SOFTMAX, 0, 5, 9), range(4), (0, 1, 2))
+        ):
+            case = problem(
+                rng, dtype, d=2 + i % 17, n_shared=n_shared, kind=kind, code=code, sparse=sparse
+            )
+            shapes = [case[name].shape for name in ("shared", "specific", "intercept")]
+            squares, drift = ([np.abs(rng.normal(size=s)) for s in shapes] for _ in range(2))
+            yield {
+                **case,
+                **schedule(i % 2),
+                "shares": SHARES[i % 3],
+                "extras": (
+                    (0.0, 0.8)[i // 2 % 2],
+                    10,
+                    tuple(squares) if i % 3 else None,
+                    tuple(drift) if i % 5 < 3 else None,
+                ),
+                **({"spreads": spreads(rng, dtype, case)} if sparse else {}),
+            }
+
+    return cases
+
+
+def saga_general_cases(sparse):
+    def cases(rng, dtype):
+        for i, case in enumerate(saga_cases(sparse)(rng, dtype)):
+            yield {**case, "shares": SHARES[i % 3]}
 
     return cases
 
@@ -168,6 +215,10 @@ CASES = {
     "sgd_csr": sgd_cases(sparse=True),
     "saga_dense": saga_cases(sparse=False),
     "saga_csr": saga_cases(sparse=True),
+    "sgd_general_dense": sgd_general_cases(sparse=False),
+    "sgd_general_csr": sgd_general_cases(sparse=True),
+    "saga_general_dense": saga_general_cases(sparse=False),
+    "saga_general_csr": saga_general_cases(sparse=True),
     "losses_dense": losses_cases(sparse=False),
     "losses_csr": losses_cases(sparse=True),
     "point_losses": point_losses,

@@ -28,4 +28,21 @@ def draw_by_task(rng, dtype):
         }
 
 
-CASES = {"shuffle": shuffle, "shuffle_pools": shuffle_pools, "draw_by_task": draw_by_task}
+def draw_balanced(rng, dtype):
+    for n in (0, 1, 300):
+        yield {
+            "order": np.zeros(n, dtype=np.int64),
+            "group_start": np.array([0, 1, 40, 45, 46]),
+            "member": rng.permutation(46),
+            "task_start": np.array([0, 2, 2, 4]),
+            "tasks": np.array([0, 2]),
+            "seed": int(rng.integers(2**63)),
+        }
+
+
+CASES = {
+    "shuffle": shuffle,
+    "shuffle_pools": shuffle_pools,
+    "draw_by_task": draw_by_task,
+    "draw_balanced": draw_balanced,
+}

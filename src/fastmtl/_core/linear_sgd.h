@@ -49,6 +49,12 @@ typedef struct {
     double *scratch; /* 2 * most heads of a task */
     int64_t pool; /* draws this far apart lie near one another in memory; 0: anywhere */
     int32_t specific_cached; /* fits a core's cache: nothing to prefetch */
+    /* The general steps: shares of alpha, and what is NULL or 0 where it is not asked for */
+    double shared_l1, shared_l2, task_l1, task_l2;
+    double clip;
+    int64_t pace, average_from; /* steps that pass with each draw, one a thread; first averaged */
+    double *shared_squares, *specific_squares, *intercept_squares;
+    double *shared_drift, *specific_drift, *intercept_drift;
 } sgd_problem;
 
 /* Runs the samples in `order`; returns the sum of their weighted losses, each before its step. */
@@ -56,6 +62,7 @@ typedef double (*sgd_function)(const sgd_problem *, const int64_t *order, int64_
 
 typedef struct {
     sgd_function sgd_dense, sgd_csr, saga_dense, saga_csr;
+    sgd_function sgd_general, saga_general;
     void (*losses_dense)(const sgd_problem *, double *task_loss);
     void (*losses_csr)(const sgd_problem *, double *task_loss);
 } sgd_table;

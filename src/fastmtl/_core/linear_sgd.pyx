@@ -60,6 +60,14 @@ cdef extern from "linear_sgd.h" nogil:
         double *scratch
         int64_t pool
         int32_t specific_cached
+        double shared_l1, shared_l2, task_l1, task_l2, clip
+        int64_t pace, average_from
+        double *shared_squares
+        double *specific_squares
+        double *intercept_squares
+        double *shared_drift
+        double *specific_drift
+        double *intercept_drift
 
     ctypedef double (*sgd_function)(
         const sgd_problem *, const int64_t *, int64_t, int64_t) noexcept nogil
@@ -69,6 +77,8 @@ cdef extern from "linear_sgd.h" nogil:
         sgd_function sgd_csr
         sgd_function saga_dense
         sgd_function saga_csr
+        sgd_function sgd_general
+        sgd_function saga_general
         void (*losses_dense)(const sgd_problem *, double *) noexcept nogil
         void (*losses_csr)(const sgd_problem *, double *) noexcept nogil
 
@@ -140,6 +150,8 @@ cdef int _fill(sgd_problem *P, X, const sgd_sample[::1] samples, shared, specifi
     P.rate_scale, P.rate_offset, P.rate_power = schedule[:3]
     P.pool = schedule[4] if len(schedule) > 4 else 0
     P.specific_cached = specific.nbytes <= CACHE_BYTES
+    P.shared_spread = P.specific_spread = NULL
+    P.pace = 1
     P.memory_stride = 1
     for t in range(kappa.shape[0]):
         if head_start[t + 1] - head_start[t] > P.memory_stride:
@@ -165,8 +177,11 @@ cdef int _fill_csr(sgd_problem *P, const int32_t[::1] indices, const int64_t[::1
 
 cdef double _run(sgd_function function, sgd_problem *P, const int64_t[::1] order, int64_t step,
                  shared, specific, intercept, const int32_t[::1] owner, int n_threads,
-                 int n_blocks, bint csr) except? -1:
-    """Run `order` on each thread's own tasks; merge the shared part after each of `n_blocks`."""
+                 int n_blocks, bint csr, tuple beside=()) except? -1:
+    """Run `order` on each thread's own tasks; merge the shared part after each of `n_blocks`.
+
+    `beside` are arrays like shared and intercept, in turn, that are merged as they are.
+    """
     cdef int64_t n = order.shape[0], n_vectors = shared.shape[0] * shared.shape[1], drawn
     cdef int k, block
     cdef double total = 0.0
@@ -198,6 +213,7 @@ cdef double _run(sgd_function function, sgd_problem *P, const int64_t[::1] order
     cdef double[:, ::1] intercepts = np.repeat(np.asarray(intercept)[None], n_threads, axis=0)
     cdef uintptr_t copy_address = <uintptr_t>_address(copies, True)
     cdef int64_t copy_bytes = shared.nbytes
+    others = [tuple([array.copy() for array in beside]) for _ in range(n_threads)]
     for k in range(n_threads):
         problems[k] = P[0]
         problems[k].shared = <void *>(copy_address + k * copy_bytes)
@@ -205,6 +221,7 @@ cdef double _run(sgd_function function, sgd_problem *P, const int64_t[::1] order
         problems[k].scratch = &scratch[k, 0]
         problems[k].shared_scale = &shared_scale[k, 0]
         problems[k].pool = P.pool // n_threads
+        _point_beside(&problems[k], others[k])
     for block in range(n_blocks):
         drawn = 0
         for k in range(n_threads):
@@ -223,7 +240,9 @@ cdef double _run(sgd_function function, sgd_problem *P, const int64_t[::1] order
             _merge(P, problems, lengths, drawn, n_vectors, n_threads, <float *>P.shared)
         else:
             _merge(P, problems, lengths, drawn, n_vectors, n_threads, <double *>P.shared)
-        step += drawn // n_threads
+        if beside:
+            _merge_beside(beside, others, [lengths[k] / drawn for k in range(n_threads)])
+        step += drawn // n_threads * P.pace
     if csr:
         specific *= specific_scale[:, None].astype(specific.dtype)
     return total
@@ -365,6 +384,126 @@ def saga_csr(data, indices, indptr, const sgd_sample[::1] samples, const int64_t
     P.specific_spread = _address(spreads[1], False)
     return _run(_table(data).saga_csr, &P, order, 0, shared, specific, intercept,
                 np.zeros(1, dtype=np.int32), 1, 1, False)
+
+
+def _merge_beside(beside, others, weights):
+    for j, array in enumerate(beside):
+        array[...] = sum(weight * other[j] for weight, other in zip(weights, others))
+        for other in others:
+            other[j][...] = array
+
+
+cdef int _point_beside(sgd_problem *P, tuple beside) except -1:
+    """AdaGrad's sums and the averages' drifts of what all tasks share, as the thread has them."""
+    cdef double *pointers[4]
+    cdef int i
+    for i in range(len(beside)):
+        if beside[i].dtype != np.float64:
+            raise TypeError("squares and drift must be float64")
+        pointers[i] = <double *>_address(beside[i], True)
+    i = 0
+    if P.intercept_squares != NULL:
+        P.shared_squares, P.intercept_squares = pointers[0], pointers[1]
+        i = 2
+    if P.intercept_drift != NULL:
+        P.shared_drift, P.intercept_drift = pointers[i], pointers[i + 1]
+    return 0
+
+
+cdef tuple _fill_general(sgd_problem *P, tuple shares, tuple extras, int n_threads):
+    """Returns what is merged beside the shared parameters."""
+    cdef double[::1] intercept
+    clip, average_from, squares, drift = extras
+    P.shared_l1, P.shared_l2, P.task_l1, P.task_l2 = shares
+    P.clip = clip
+    P.average_from = average_from
+    P.pace = n_threads
+    P.intercept_squares = P.intercept_drift = NULL
+    P.shared_squares = P.specific_squares = P.shared_drift = P.specific_drift = NULL
+    beside = ()
+    if squares is not None:
+        intercept = squares[2]
+        P.specific_squares = <double *>_address(squares[1], True)
+        P.intercept_squares = &intercept[0]
+        beside += (squares[0], squares[2])
+    if drift is not None:
+        intercept = drift[2]
+        P.specific_drift = <double *>_address(drift[1], True)
+        P.intercept_drift = &intercept[0]
+        beside += (drift[0], drift[2])
+    _point_beside(P, beside)
+    return beside
+
+
+def sgd_general_dense(X, const sgd_sample[::1] samples, const int64_t[::1] order, shared, specific,
+                      intercept, tuple coupling, tuple heads, tuple loss, tuple penalty,
+                      tuple schedule, tuple shares, tuple extras, owner, int n_blocks,
+                      int n_threads):
+    """Run SGD with sparse penalties, AdaGrad, averaging or clipping on dense rows.
+
+    See :func:`fastmtl.reference.linear_sgd.sgd_general_dense`.
+    """
+    cdef sgd_problem P
+    n_threads = max(1, min(n_threads, MAX_THREADS, len(owner)))
+    _fill(&P, X, samples, shared, specific, intercept, coupling, heads, loss, penalty, schedule)
+    _fill_dense(&P, X)
+    beside = _fill_general(&P, shares, extras, n_threads)
+    return _run(_table(X).sgd_general, &P, order, schedule[3], shared, specific, intercept, owner,
+                n_threads, n_blocks, False, beside)
+
+
+def sgd_general_csr(data, indices, indptr, const sgd_sample[::1] samples, const int64_t[::1] order,
+                    shared, specific, intercept, tuple coupling, tuple heads, tuple loss,
+                    tuple penalty, tuple schedule, tuple shares, tuple extras, tuple spreads,
+                    owner, int n_blocks, int n_threads):
+    """The same on CSR rows; `spreads` are 1 / P(a draw touches the coordinate).
+
+    See :func:`fastmtl.reference.linear_sgd.sgd_general_csr`.
+    """
+    cdef sgd_problem P
+    n_threads = max(1, min(n_threads, MAX_THREADS, len(owner)))
+    _fill(&P, data, samples, shared, specific, intercept, coupling, heads, loss, penalty, schedule)
+    _fill_csr(&P, indices, indptr)
+    beside = _fill_general(&P, shares, extras, n_threads)
+    P.shared_spread = _address(spreads[0], False)
+    P.specific_spread = _address(spreads[1], False)
+    return _run(_table(data).sgd_general, &P, order, schedule[3], shared, specific, intercept,
+                owner, n_threads, n_blocks, True, beside)
+
+
+def saga_general_dense(X, const sgd_sample[::1] samples, const int64_t[::1] order, shared,
+                       specific, intercept, tuple coupling, tuple heads, tuple loss, tuple penalty,
+                       tuple schedule, tuple shares, memory, tuple averages):
+    """Run SAGA with sparse penalties over the samples in `order` on dense rows.
+
+    See :func:`fastmtl.reference.linear_sgd.saga_general_dense`.
+    """
+    cdef sgd_problem P
+    _fill(&P, X, samples, shared, specific, intercept, coupling, heads, loss, penalty, schedule)
+    _fill_dense(&P, X)
+    _fill_saga(&P, memory, averages)
+    P.shared_l1, P.shared_l2, P.task_l1, P.task_l2 = shares
+    return _run(_table(X).saga_general, &P, order, 0, shared, specific, intercept,
+                np.zeros(1, dtype=np.int32), 1, 1, False)
+
+
+def saga_general_csr(data, indices, indptr, const sgd_sample[::1] samples,
+                     const int64_t[::1] order, shared, specific, intercept, tuple coupling,
+                     tuple heads, tuple loss, tuple penalty, tuple schedule, tuple shares, memory,
+                     tuple averages, tuple spreads):
+    """The same on CSR rows; `spreads` are n / (rows that have the coordinate).
+
+    See :func:`fastmtl.reference.linear_sgd.saga_general_csr`.
+    """
+    cdef sgd_problem P
+    _fill(&P, data, samples, shared, specific, intercept, coupling, heads, loss, penalty, schedule)
+    _fill_csr(&P, indices, indptr)
+    _fill_saga(&P, memory, averages)
+    P.shared_l1, P.shared_l2, P.task_l1, P.task_l2 = shares
+    P.shared_spread = _address(spreads[0], False)
+    P.specific_spread = _address(spreads[1], False)
+    return _run(_table(data).saga_general, &P, order, 0, shared, specific, intercept,
+                np.zeros(1, dtype=np.int32), 1, 1, True)
 
 
 def losses_dense(X, const sgd_sample[::1] samples, shared, specific, intercept, tuple coupling,

@@ -565,8 +565,11 @@ static double NAME(saga_csr)(const sgd_problem *P, const int64_t *order, int64_t
     return total;
 }
 
+#include "linear_sgd_general.h"
+
 static const sgd_table NAME(sgd_table) = {
-    NAME(sgd_dense), NAME(sgd_csr), NAME(saga_dense), NAME(saga_csr), NAME(losses_dense), NAME(losses_csr),
+    NAME(sgd_dense), NAME(sgd_csr), NAME(saga_dense), NAME(saga_csr),
+    NAME(sgd_general), NAME(saga_general), NAME(losses_dense), NAME(losses_csr),
 };
 #undef PREFETCH_AHEAD
 #undef PREFETCH_LINES

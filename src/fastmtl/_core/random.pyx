@@ -103,3 +103,23 @@ def draw_by_task(int64_t[::1] order, const int64_t[::1] task_start, const int64_
             order[i] = task_start[t] + <int64_t>_below(
                 s, <uint64_t>(task_start[t + 1] - task_start[t])
             )
+
+
+def draw_balanced(int64_t[::1] order, const int64_t[::1] group_start, const int64_t[::1] member,
+                  const int64_t[::1] task_start, const int64_t[::1] tasks, uint64_t seed):
+    """Fill `order`: each entry draws one of `tasks`, one of its groups, and one of its members.
+
+    The groups of task t are ``task_start[t]:task_start[t + 1]``; those of group g are the entries
+    ``group_start[g]:group_start[g + 1]`` of `member`. Every draw is even.
+    """
+    cdef uint64_t s[4]
+    cdef int64_t i, t, g, n = order.shape[0]
+    cdef uint64_t n_tasks = <uint64_t>tasks.shape[0]
+    with nogil:
+        _seed(s, seed)
+        for i in range(n):
+            t = tasks[<int64_t>_below(s, n_tasks)]
+            g = task_start[t] + <int64_t>_below(s, <uint64_t>(task_start[t + 1] - task_start[t]))
+            order[i] = member[group_start[g] + <int64_t>_below(
+                s, <uint64_t>(group_start[g + 1] - group_start[g])
+            )]

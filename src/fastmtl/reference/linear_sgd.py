@@ -21,6 +21,14 @@ schedule : (scale, offset, power, step[, pool])
 owner : int32 (T,), n_blocks, n_threads
     Each thread runs the samples of the tasks it owns; the shared part is averaged, weighted by
     samples, after each block.
+
+The general steps take besides:
+
+shares : (shared_l1, shared_l2, task_l1, task_l2)
+    How strong the penalties are, as multiples of alpha.
+extras : (clip, average_from, squares, drift)
+    The longest gradient of a sample (0: any); the step from which on averages are taken; AdaGrad's
+    sums and the averages' drifts, each None or float64 arrays like shared, specific and intercept.
 """
 
 import ctypes
@@ -33,8 +41,12 @@ __all__ = [
     "point_losses",
     "saga_csr",
     "saga_dense",
+    "saga_general_csr",
+    "saga_general_dense",
     "sgd_csr",
     "sgd_dense",
+    "sgd_general_csr",
+    "sgd_general_dense",
 ]
 
 SAMPLE = np.dtype(
@@ -317,7 +329,10 @@ def sgd_csr(
     )
 
 
-def _saga(rows, samples, order, shared, specific, intercept, *settings, memory, averages, spreads):
+def _saga(
+    rows, samples, order, shared, specific, intercept, *settings, shares=(0, 1, 0, 1), **saga
+):
+    memory, averages, spreads = saga["memory"], saga["averages"], saga["spreads"]
     coupling, heads, loss, penalty, schedule = settings
     mixing, kappa = coupling
     alpha, task_rarity, class_rarity, kind = penalty
@@ -339,6 +354,7 @@ def _saga(rows, samples, order, shared, specific, intercept, *settings, memory, 
         if spreads is not None:
             often[:, :-1] = np.where(x != 0, spreads[0][classes, :-1], 0.0)
             often_own[:-1] = np.where(x != 0, spreads[1][task, :-1], 0.0)
+        coefficient = np.append(np.ones(len(x)), float(kind == COUPLED))
         gradient = np.outer(change, np.append(x, 1.0))
         shared_gradient = gradient.copy()
         if kind != COUPLED:
@@ -346,7 +362,8 @@ def _saga(rows, samples, order, shared, specific, intercept, *settings, memory, 
         for r in range(len(shared)):
             s, a = shared[r, classes], shared_average[r, classes]
             moved = s - rate * (mixing[task, r] * shared_gradient + often * a)
-            shared[r, classes] = moved / (1 + rate * alpha * often)
+            moved = _soft(moved, rate * alpha * shares[0] * (often * coefficient))
+            shared[r, classes] = moved / (1 + rate * alpha * shares[1] * often)
             shared_average[r, classes] = a + mixing[task, r] * shared_gradient / n
         gain = np.full(len(x) + 1, kappa[task])
         gain[-1] = {COUPLED: kappa[task], FREE: 1.0}.get(kind, 0.0)
@@ -355,7 +372,8 @@ def _saga(rows, samples, order, shared, specific, intercept, *settings, memory, 
             shrink[-1] = 0.0
         v, a = specific[own], specific_average[own]
         moved = v - rate * gain * (gradient + often_own * a)
-        specific[own] = moved / (1 + rate * alpha * shrink)
+        moved = _soft(moved, np.sqrt(kappa[task]) * rate * alpha * shares[2] * shrink)
+        specific[own] = moved / (1 + rate * alpha * shares[3] * shrink)
         touched = gradient * (gain > 0)
         specific_average[own] = a + touched / n
         if kind in (SHARED, COUPLED):
@@ -440,6 +458,326 @@ def saga_csr(
         memory=memory,
         averages=averages,
         spreads=spreads,
+    )
+
+
+def _soft(z, threshold):
+    return np.sign(z) * np.maximum(np.abs(z) - threshold, 0.0)
+
+
+def _clipped(g, clip, curvature):
+    length = np.linalg.norm(g) * np.sqrt(curvature)
+    return g * (clip / length) if clip > 0 and length > clip else g
+
+
+def _general_step(w, squares, drift, q, seldom, root, l1, l2, rate, lag):
+    """One vector's step, in place; AdaGrad's sums and drifts may be None."""
+    if squares is not None:
+        squares += q * q
+        rate = np.divide(rate, np.sqrt(squares), out=np.zeros_like(squares), where=squares > 0)
+    before = w.astype(np.float64)
+    weight = rate * seldom
+    w[...] = _soft(before - root * rate * q, root * weight * l1) / (1 + weight * l2)
+    if drift is not None:
+        drift += lag * (w - before)
+
+
+def _run_general(rows, samples, order, shared, specific, intercept, *settings, **general):
+    coupling, heads, loss, penalty, schedule = settings
+    mixing, kappa = coupling
+    alpha, task_rarity, class_rarity, kind = penalty
+    shared_l1, shared_l2, task_l1, task_l2 = (alpha * share for share in general["shares"])
+    clip, average_from, squares, drift = general["extras"]
+    spreads, step, pace = general["spreads"], general["step"], general["pace"]
+    none = (None, None, None)
+    shared_squares, specific_squares, intercept_squares = squares or none
+    shared_drift, specific_drift, intercept_drift = drift or none
+
+    def part(array, *at):
+        return None if array is None else array[at]
+
+    total = 0.0
+    for k in order:
+        sample = samples[k]
+        task = sample["task"]
+        x = rows(sample["row"])
+        scores, own, classes = _scores(x, task, shared, specific, intercept, coupling, heads, kind)
+        value, g = _derivatives(loss, sample, scores)
+        total += value
+        g = _clipped(g, clip, sample["curvature"])
+        rate = schedule[0] / (schedule[1] + step) ** schedule[2]
+        move = g
+        if squares is None:
+            smoothness = loss[2]
+            if loss[0] == POISSON:
+                smoothness = abs(g[0]) / max(sample["weight"], 1e-300) + sample["target"]
+            move = g / (1 + rate * smoothness * sample["weight"] * sample["curvature"])
+        lag = max(0.0, step - average_from)
+        touched = np.append(x != 0 if spreads is not None else np.ones(len(x), bool), False)
+        touched[-1] = kind == COUPLED
+        row = np.append(x, 1.0)
+        for j, class_ in enumerate(classes):
+            seldom = np.full(len(row), class_rarity[class_])
+            if spreads is not None:
+                seldom[:-1] = spreads[0][class_, :-1]
+            for r in range(len(shared)):
+                at = (r, class_, touched)
+                w, a, b = shared[at], part(shared_squares, *at), part(shared_drift, *at)
+                q = mixing[task, r] * move[j] * row[touched]
+                _general_step(w, a, b, q, seldom[touched], 1.0, shared_l1, shared_l2, rate, lag)
+                _put(at, (shared, w), (shared_squares, a), (shared_drift, b))
+            head = own.start + j
+            if kappa[task] > 0:
+                root = np.sqrt(kappa[task])
+                seldom = np.full(len(row), task_rarity[task])
+                if spreads is not None:
+                    seldom[:-1] = spreads[1][task, :-1]
+                at = (head, touched)
+                w, a, b = specific[at], part(specific_squares, *at), part(specific_drift, *at)
+                q = root * move[j] * row[touched]
+                _general_step(w, a, b, q, seldom[touched], root, task_l1, task_l2, rate, lag)
+                _put(at, (specific, w), (specific_squares, a), (specific_drift, b))
+            plain = {"seldom": 0.0, "root": 1.0, "l1": 0.0, "l2": 0.0, "rate": rate, "lag": lag}
+            if kind == FREE:
+                at = (head, slice(-1, None))
+                rest = part(specific_squares, *at), part(specific_drift, *at)
+                _general_step(specific[at], *rest, move[j], **plain)
+            if kind in (SHARED, COUPLED):
+                at = slice(class_, class_ + 1)
+                rest = part(intercept_squares, at), part(intercept_drift, at)
+                _general_step(intercept[at], *rest, move[j], **plain)
+        step += pace
+    return total
+
+
+def _put(at, *pairs):
+    for array, value in pairs:
+        if array is not None:
+            array[at] = value
+
+
+def _general(rows, samples, order, shared, specific, intercept, *settings, **general):
+    owner, n_blocks = general.pop("owner"), general.pop("n_blocks")
+    n_threads = max(1, min(general.pop("n_threads"), len(owner)))
+    step = settings[-1][3]
+    if n_threads == 1:
+        return _run_general(
+            rows,
+            samples,
+            order,
+            shared,
+            specific,
+            intercept,
+            *settings,
+            **general,
+            step=step,
+            pace=1,
+        )
+    clip, average_from, squares, drift = general.pop("extras")
+    thread = owner[samples["task"][order]]
+    orders = [order[thread == k] for k in range(n_threads)]
+    merged = [shared, intercept]
+    for three in (squares, drift):
+        if three is not None:
+            merged += [three[0], three[2]]
+    total = 0.0
+    for block in range(n_blocks):
+        parts, drawn = [], 0
+        for own in orders:
+            n = len(own)
+            mine = own[n * block // n_blocks : n * (block + 1) // n_blocks]
+            copies = [array.copy() for array in merged]
+            rest = iter(copies[2:])
+            extras = [
+                None if three is None else (next(rest), three[1], next(rest))
+                for three in (squares, drift)
+            ]
+            total += _run_general(
+                rows,
+                samples,
+                mine,
+                copies[0],
+                specific,
+                copies[1],
+                *settings,
+                **general,
+                extras=(clip, average_from, *extras),
+                step=step,
+                pace=n_threads,
+            )
+            parts.append((len(mine), copies))
+            drawn += len(mine)
+        if drawn:
+            for i, array in enumerate(merged):
+                array[...] = sum(n / drawn * copies[i] for n, copies in parts)
+        step += drawn // n_threads * n_threads
+    return total
+
+
+def sgd_general_dense(
+    X,
+    samples,
+    order,
+    shared,
+    specific,
+    intercept,
+    coupling,
+    heads,
+    loss,
+    penalty,
+    schedule,
+    shares,
+    extras,
+    owner,
+    n_blocks,
+    n_threads,
+):
+    """Run SGD with sparse penalties, AdaGrad, averaging or clipping on dense rows.
+
+    In the whitened parameters (s_r itself, and u_t = v_t / √κ_t) with q the loss's gradient,
+    ``u ← soft(u − η q, η λ₁) / (1 + η λ₂)``, where ``η = rate / √Σq²`` for AdaGrad. A coordinate's
+    drift sums (j − 1) times its change at the j-th averaged step, so that the mean over m steps is
+    the last value minus drift / m.
+    """
+    return _general(
+        _dense_rows(X, specific.shape[1] - 1),
+        samples,
+        order,
+        shared,
+        specific,
+        intercept,
+        coupling,
+        heads,
+        loss,
+        penalty,
+        schedule,
+        shares=shares,
+        extras=extras,
+        spreads=None,
+        owner=owner,
+        n_blocks=n_blocks,
+        n_threads=n_threads,
+    )
+
+
+def sgd_general_csr(
+    data,
+    indices,
+    indptr,
+    samples,
+    order,
+    shared,
+    specific,
+    intercept,
+    coupling,
+    heads,
+    loss,
+    penalty,
+    schedule,
+    shares,
+    extras,
+    spreads,
+    owner,
+    n_blocks,
+    n_threads,
+):
+    """The same on CSR rows; `spreads` are 1 / P(a draw touches the coordinate)."""
+    return _general(
+        _csr_rows(data, indices, indptr, shared.shape[2] - 1),
+        samples,
+        order,
+        shared,
+        specific,
+        intercept,
+        coupling,
+        heads,
+        loss,
+        penalty,
+        schedule,
+        shares=shares,
+        extras=extras,
+        spreads=spreads,
+        owner=owner,
+        n_blocks=n_blocks,
+        n_threads=n_threads,
+    )
+
+
+def saga_general_dense(
+    X,
+    samples,
+    order,
+    shared,
+    specific,
+    intercept,
+    coupling,
+    heads,
+    loss,
+    penalty,
+    schedule,
+    shares,
+    memory,
+    averages,
+):
+    """Run SAGA with sparse penalties over the samples in `order` on dense rows.
+
+    The step is that of :func:`saga_dense`, with the shrinkage of :func:`sgd_general_dense`.
+    """
+    return _saga(
+        _dense_rows(X, specific.shape[1] - 1),
+        samples,
+        order,
+        shared,
+        specific,
+        intercept,
+        coupling,
+        heads,
+        loss,
+        penalty,
+        schedule,
+        memory=memory,
+        averages=averages,
+        spreads=None,
+        shares=shares,
+    )
+
+
+def saga_general_csr(
+    data,
+    indices,
+    indptr,
+    samples,
+    order,
+    shared,
+    specific,
+    intercept,
+    coupling,
+    heads,
+    loss,
+    penalty,
+    schedule,
+    shares,
+    memory,
+    averages,
+    spreads,
+):
+    """The same on CSR rows; `spreads` are n / (rows that have the coordinate)."""
+    return _saga(
+        _csr_rows(data, indices, indptr, shared.shape[2] - 1),
+        samples,
+        order,
+        shared,
+        specific,
+        intercept,
+        coupling,
+        heads,
+        loss,
+        penalty,
+        schedule,
+        memory=memory,
+        averages=averages,
+        spreads=spreads,
+        shares=shares,
     )
 
 

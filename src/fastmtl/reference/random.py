@@ -1,6 +1,6 @@
 """The seeded shuffle and the task-first draw, in Python integers."""
 
-__all__ = ["draw_by_task", "shuffle", "shuffle_pools"]
+__all__ = ["draw_balanced", "draw_by_task", "shuffle", "shuffle_pools"]
 
 MASK = (1 << 64) - 1
 
@@ -63,3 +63,13 @@ def draw_by_task(order, task_start, tasks, seed):
         t = int(tasks[_below(bits, len(tasks))])
         start, end = int(task_start[t]), int(task_start[t + 1])
         order[i] = start + _below(bits, end - start)
+
+
+def draw_balanced(order, group_start, member, task_start, tasks, seed):
+    """Fill `order`: each entry draws one of `tasks`, one of its groups, and one of its members."""
+    bits = _generator(seed)
+    for i in range(len(order)):
+        t = int(tasks[_below(bits, len(tasks))])
+        g = int(task_start[t]) + _below(bits, int(task_start[t + 1] - task_start[t]))
+        size = int(group_start[g + 1] - group_start[g])
+        order[i] = member[group_start[g] + _below(bits, size)]
