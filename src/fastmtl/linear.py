@@ -280,36 +280,19 @@ class _MultiTaskSGD(TaskRelations, OnnxMixin, BaseEstimator):
         shared = np.zeros((factors.mixing.shape[1], n_classes, stride), dtype=dtype)
         specific = np.zeros((len(head_class), stride), dtype=dtype)
         intercept = np.zeros(n_classes)
-<<<<<<< HEAD
         state = State(shared, specific, intercept, head_start.astype(np.int64), head_class)
+        earlier = self._state if go_on else None
+        if go_on and self.average is not False:
+            earlier = earlier.running or earlier
+
+        def move(old, new):
+            carry((old, self._classes, self.tasks_), (new, classes, observations.tasks), d)
+
         if go_on:
-            earlier = self._state, self._classes, self.tasks_
-            carry(earlier, (state, classes, observations.tasks), d)
-        elif self.fit_intercept:
-=======
-        steps = 0
-        if previous is not None and self.average is not False:
-            previous = previous.running or previous
-        if previous is not None:
-            kept = len(previous.head_class)
-            if (
-                previous.shared.shape != shared.shape
-                or len(head_class) < kept
-                or not np.array_equal(previous.head_class, head_class[:kept])
-            ):
-                raise ValueError(
-                    "the earlier fit had another coupling, other features or other classes; "
-                    "fit anew (warm_start=False)"
-                )
-            shared[...] = previous.shared
-            specific[:kept] = previous.specific
-            intercept[...] = previous.intercept
-            steps = previous.steps
-        state = State(shared, specific, intercept, head_start.astype(np.int64), head_class, steps)
+            move(earlier, state)
         adagrad = self.learning_rate == "adagrad"
-        state.carry_on(previous, adagrad=adagrad, average=self.average)
-        if previous is None and self.fit_intercept:
->>>>>>> 6ca6d56 (Linear models: l1 and elastic-net penalties on either part, adaptive rates, AdaGrad, averages, clipping, balanced draws)
+        state.carry_on(earlier, move, adagrad=adagrad, average=self.average)
+        if not go_on and self.fit_intercept:
             self._start_intercept(state, observations, classes)
         return state, factors
 

@@ -77,14 +77,19 @@ class State:
     def parameters(self):
         return self.shared, self.specific, self.intercept
 
-    def carry_on(self, previous, *, adagrad, average):
+    def carry_on(self, previous, move, *, adagrad, average):
         """Take `squares` and `drift` over from an earlier state, or begin them, as asked for."""
+        names = ("shared", "specific", "intercept")
         for name, wanted in (("squares", adagrad), ("drift", average is not False)):
             if wanted:
                 arrays = tuple(np.zeros(array.shape) for array in self.parameters)
-                for array, earlier in zip(arrays, getattr(previous, name, None) or ()):
-                    array[: len(earlier)] = earlier
+                earlier = getattr(previous, name, None)
+                if earlier is not None:
+                    old = replace(previous, **dict(zip(names, earlier)))
+                    move(old, replace(self, **dict(zip(names, arrays))))
                 setattr(self, name, arrays)
+        for array in self.squares or ():
+            np.abs(array, out=array)  # halves of one score for two classes have its sign
         if getattr(previous, "drift", None) is not None:
             self.average_from = previous.average_from
         else:
