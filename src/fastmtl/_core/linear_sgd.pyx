@@ -241,7 +241,7 @@ cdef double _run(sgd_function function, sgd_problem *P, const int64_t[::1] order
         else:
             _merge(P, problems, lengths, drawn, n_vectors, n_threads, <double *>P.shared)
         if beside:
-            _merge_beside(beside, others, [lengths[k] / drawn for k in range(n_threads)])
+            _merge_beside(beside, others, [<double>lengths[k] / drawn for k in range(n_threads)])
         step += drawn // n_threads * P.pace
     if csr:
         specific *= specific_scale[:, None].astype(specific.dtype)
