@@ -207,7 +207,11 @@ class NetworkBase(OnnxMixin, TransformerMixin, BaseEstimator):
             known_dtype = False
         if not known_dtype:
             raise ValueError(f"dtype is {self.dtype!r}; pass 'float32' or 'float64'")
-        resolve_coupling(self.coupling)
+        if resolve_coupling(self.coupling).learning is not None:
+            raise ValueError(
+                f"coupling is {self.coupling!r}; networks take one that is given, for example "
+                "TaskCoupling.from_factors(m.mixing_, m.kappa_) of a model m that learned it"
+            )
         resolve_threads(self.n_threads)
 
     def _check_loss(self):
