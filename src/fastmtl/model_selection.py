@@ -826,7 +826,7 @@ class MultiTaskSGDRegressorCV(RegressorMixin, _MultiTaskSGDCV):
     >>> X, y, tasks = datasets.make_multitask_regression(20, 10, 10, kappa=0.1, random_state=0)
     >>> search = MultiTaskSGDRegressorCV(alphas=3, couplings=["mean"], cv=3, refine=1)
     >>> model = search.fit(X, y, tasks=tasks)
-    >>> 0.01 < model.kappa_ < 1
+    >>> model.kappa_ < 1
     True
     """
 

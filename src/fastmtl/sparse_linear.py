@@ -19,8 +19,10 @@ from sklearn.utils.validation import check_is_fitted
 
 from fastmtl._core import group_cd, linear_sgd
 from fastmtl.config import resolve_threads
+from fastmtl.coupling import Factors
 from fastmtl.estimators import check_number, check_word, progress, task_weights
 from fastmtl.linear import MultiTaskSGDClassifier, MultiTaskSGDRegressor
+from fastmtl.linear_relations import LinearRelations
 from fastmtl.linear_training import LOSSES, State
 from fastmtl.observations import encode_classes, observe
 
@@ -182,6 +184,7 @@ class _MultiTaskSparse(BaseEstimator):
         self.n_tasks_ = observations.n_tasks
         self.input_form_ = observations.form
         self.mixing_ = np.zeros((observations.n_tasks, 0))
+        self._relations = LinearRelations(Factors(self.mixing_, np.zeros(observations.n_tasks)))
 
     coef_ = MultiTaskSGDRegressor.coef_
     intercept_ = MultiTaskSGDRegressor.intercept_
