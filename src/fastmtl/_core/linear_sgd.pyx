@@ -91,6 +91,7 @@ ctypedef fused real:
 
 cdef enum:
     MAX_THREADS = 256
+    APART = 16
     CACHE_BYTES = 1 << 20
     WORTH_A_THREAD = 1 << 15
 
@@ -187,8 +188,9 @@ cdef double _run(sgd_function function, sgd_problem *P, const int64_t[::1] order
     cdef double total = 0.0
     cdef bint single = shared.dtype == np.float32
     n_threads = max(1, min(n_threads, MAX_THREADS, <int>owner.shape[0]))
-    cdef double[:, ::1] scratch = np.zeros((n_threads, 2 * P.memory_stride))
-    cdef double[:, ::1] shared_scale = np.ones((n_threads, max(1, n_vectors)))
+    # Threads write to these in every step: two lines lie between one's and the next one's.
+    cdef double[:, ::1] scratch = np.zeros((n_threads, 2 * P.memory_stride + APART))
+    cdef double[:, ::1] shared_scale = np.ones((n_threads, n_vectors + APART))
     specific_scale = np.ones(specific.shape[0])
     cdef double[::1] specific_scale_view = specific_scale
     P.specific_scale = &specific_scale_view[0]
@@ -209,10 +211,12 @@ cdef double _run(sgd_function function, sgd_problem *P, const int64_t[::1] order
     cdef int64_t begins[MAX_THREADS]
     cdef int64_t lengths[MAX_THREADS]
     cdef int64_t[::1] pieces = _split_order(order, owner, P.samples, n_threads, bounds)
-    copies = np.repeat(np.asarray(shared)[None], n_threads, axis=0)
-    cdef double[:, ::1] intercepts = np.repeat(np.asarray(intercept)[None], n_threads, axis=0)
+    cdef int64_t copy_bytes = shared.nbytes + APART * sizeof(double)
+    copies = np.zeros((n_threads, copy_bytes), dtype=np.uint8)
+    copies[:, : shared.nbytes] = np.asarray(shared).reshape(-1).view(np.uint8)
     cdef uintptr_t copy_address = <uintptr_t>_address(copies, True)
-    cdef int64_t copy_bytes = shared.nbytes
+    cdef double[:, ::1] intercepts = np.zeros((n_threads, intercept.shape[0] + APART))
+    np.asarray(intercepts)[:, : intercept.shape[0]] = intercept
     others = [tuple([array.copy() for array in beside]) for _ in range(n_threads)]
     for k in range(n_threads):
         problems[k] = P[0]

@@ -206,8 +206,9 @@ typedef struct {
 } NAME(sgd_ring);
 
 static inline int NAME(is_simple)(const sgd_problem *P) {
+    /* Rows beyond a page gain nothing from being staged: the general loop is faster there. */
     return P->n_classes == 1 && P->n_shared == 1 && !P->softmax && !P->poisson &&
-           P->intercept_kind != INTERCEPT_FREE;
+           P->intercept_kind != INTERCEPT_FREE && P->stride * (int64_t)sizeof(real) <= 4096;
 }
 
 static inline void NAME(stage)(const sgd_problem *P, const int64_t *order, int64_t from, int64_t count,
