@@ -112,6 +112,44 @@ def task_weights(model, observations):
     return weights
 
 
+def class_weights(model, observations, classes):
+    if model.class_weight is None:
+        return np.ones(len(classes.code))
+    own_position = ((classes.code + 1) / 2 if classes.binary else classes.code).astype(int)
+    start = observations.task_start
+    weights = np.ones(len(own_position))
+    if isinstance(model.class_weight, dict):
+        unknown = set(model.class_weight) - set(classes.classes.tolist())
+        if unknown:
+            raise ValueError(f"class_weight names {unknown!r}, which are not classes of y")
+        by_class = np.array([model.class_weight.get(c, 1.0) for c in classes.classes.tolist()])
+        if not (np.isfinite(by_class).all() and (by_class >= 0).all()):
+            raise ValueError("class_weight must be finite and non-negative")
+    elif model.class_weight != "balanced":
+        raise ValueError(f"class_weight is {model.class_weight!r}; pass None, 'balanced' or a dict")
+    for t, own in enumerate(classes.task_classes):
+        part = slice(start[t], start[t + 1])
+        if isinstance(model.class_weight, dict):
+            weights[part] = by_class[own][own_position[part]]
+        else:
+            count = np.bincount(own_position[part], observations.weight[part], minlength=len(own))
+            scale = count.sum() / (np.count_nonzero(count) * np.maximum(count, 1e-300))
+            weights[part] = scale[own_position[part]]
+    return weights
+
+
+def label_weights(model, observations, classes):
+    """sample_weight · task_weight · class_weight of each label."""
+    weight = observations.weight * task_weights(model, observations)[observations.task]
+    if model._classification:
+        weight = weight * class_weights(model, observations, classes)
+    if not (weight > 0).any():
+        raise ValueError(
+            "the product of sample_weight, task_weight and class_weight is zero everywhere"
+        )
+    return weight
+
+
 def rowwise_scores(X, weights, task):
     """x_i · w of the row's task, plus its intercept; code -1 takes the last row of weights."""
     if sp.issparse(X):

@@ -28,9 +28,9 @@ from fastmtl.estimators import (
     check_number,
     check_word,
     in_form,
+    label_weights,
     progress,
     score_in_form,
-    task_weights,
 )
 from fastmtl.kernels import (
     kernel_scale,
@@ -40,7 +40,6 @@ from fastmtl.kernels import (
     sigmoid_kernel,
     tanh_kernel,
 )
-from fastmtl.linear import MultiTaskSGDClassifier
 from fastmtl.observations import Classes, encode_classes, is_list_form, observe, query
 from fastmtl.psd import nearest_psd
 from fastmtl.relations import families, learn_relations, width_for
@@ -205,13 +204,7 @@ class _KernelMachine(TaskRelations, BaseEstimator):
             classification=self._classification,
         )
         classes = self._encode(observations)
-        weight = observations.weight * task_weights(self, observations)[observations.task]
-        if self._classification:
-            weight = weight * self._class_weights(observations, classes)
-        if not (weight > 0).any():
-            raise ValueError(
-                "the product of sample_weight, task_weight and class_weight is zero everywhere"
-            )
+        weight = label_weights(self, observations, classes)
         rows, source, row = self._rows(observations)
         kernel = self._kernel(rows, np.bincount(row, observations.weight, minlength=rows.shape[0]))
         coupling = resolve_coupling(self.coupling)
@@ -704,7 +697,6 @@ class MultiTaskSVC(ClassifierMixin, _SupportVectorMachine):
 
     _classification = True
     _losses = ("hinge", "squared_hinge")
-    _class_weights = MultiTaskSGDClassifier._class_weights
 
     def __init__(
         self,

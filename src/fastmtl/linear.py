@@ -985,35 +985,6 @@ class MultiTaskSGDClassifier(ClassifierMixin, _MultiTaskSGD):
         share = np.clip(np.average(code > 0, weights=weight), 1e-3, 1 - 1e-3)
         return float(np.log(share / (1 - share)))
 
-    def _class_weights(self, observations, classes):
-        if self.class_weight is None:
-            return np.ones(len(classes.code))
-        own_position = ((classes.code + 1) / 2 if classes.binary else classes.code).astype(int)
-        start = observations.task_start
-        weights = np.ones(len(own_position))
-        if isinstance(self.class_weight, dict):
-            unknown = set(self.class_weight) - set(classes.classes.tolist())
-            if unknown:
-                raise ValueError(f"class_weight names {unknown!r}, which are not classes of y")
-            by_class = np.array([self.class_weight.get(c, 1.0) for c in classes.classes.tolist()])
-            if not (np.isfinite(by_class).all() and (by_class >= 0).all()):
-                raise ValueError("class_weight must be finite and non-negative")
-        elif self.class_weight != "balanced":
-            raise ValueError(
-                f"class_weight is {self.class_weight!r}; pass None, 'balanced' or a dict"
-            )
-        for t, own in enumerate(classes.task_classes):
-            part = slice(start[t], start[t + 1])
-            if isinstance(self.class_weight, dict):
-                weights[part] = by_class[own][own_position[part]]
-            else:
-                count = np.bincount(
-                    own_position[part], observations.weight[part], minlength=len(own)
-                )
-                scale = count.sum() / (np.count_nonzero(count) * np.maximum(count, 1e-300))
-                weights[part] = scale[own_position[part]]
-        return weights
-
     def _store(self, training, state, factors, result):
         super()._store(training, state, factors, result)
         observations, classes = training

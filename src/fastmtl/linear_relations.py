@@ -10,7 +10,7 @@ from scipy.optimize import minimize
 
 from fastmtl._core.linear_sgd import point_losses
 from fastmtl.coupling import Factors
-from fastmtl.estimators import task_weights
+from fastmtl.estimators import label_weights
 from fastmtl.relations import families, learn_relations
 
 
@@ -70,9 +70,7 @@ def learn_linear(model, training, learning):
         raise ValueError(
             "feature_covariance is 'full' and X is sparse; use 'diagonal', which keeps it so"
         )
-    weight = observations.weight * task_weights(model, observations)[observations.task]
-    if model._classification:
-        weight = weight * model._class_weights(observations, classes)
+    weight = label_weights(model, observations, classes)
     kind = model._intercept_kind()
     loss = {True: "log", False: "poisson" if model.loss == "poisson" else "squared"}
     learned = learn_relations(
@@ -154,9 +152,7 @@ def adapt_task(model, training, kind):
     varies = sizes > 1e-6 * np.sqrt(np.sum(mixing**2))
     root = (vectors[varies].T * sizes[varies]) / np.sqrt(len(mixing))
     scale = np.full(z.shape[1], np.sqrt(own_kappa))
-    weight = observations.weight * task_weights(model, observations)[observations.task]
-    if model._classification:
-        weight = weight * model._class_weights(observations, classes)
+    weight = label_weights(model, observations, classes)
     total = model._label_weight + observations.weight.sum()
     strength = model.alpha * total
     penalty = np.full(root.shape[1] + z.shape[1], strength)

@@ -18,7 +18,7 @@ from sklearn.utils import check_random_state
 from fastmtl._core import linear_sgd
 from fastmtl._core import random as core_random
 from fastmtl.config import resolve_threads
-from fastmtl.estimators import progress, task_weights
+from fastmtl.estimators import label_weights, progress
 from fastmtl.monitoring import Best, Epoch, as_callbacks
 from fastmtl.row_blocks import Pages, bounds, in_blocks
 
@@ -391,14 +391,8 @@ def _problem(model, observations, classes, state, factors, solver):
     X = observations.X
     kind = model._intercept_kind()
     code, parameter, smoothness, user = model._loss_setting(classes)
-    weight = observations.weight * task_weights(model, observations)[observations.task]
-    if model._classification:
-        weight = weight * model._class_weights(observations, classes)
+    weight = label_weights(model, observations, classes)
     kept = np.flatnonzero(weight > 0)
-    if not len(kept):
-        raise ValueError(
-            "the product of sample_weight, task_weight and class_weight is zero everywhere"
-        )
     n, task = len(kept), observations.task[kept]
     counts = np.bincount(task, minlength=observations.n_tasks)
     task_start = np.concatenate([[0], np.cumsum(counts)])

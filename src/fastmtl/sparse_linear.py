@@ -20,7 +20,7 @@ from sklearn.utils.validation import check_is_fitted
 from fastmtl._core import group_cd, linear_sgd
 from fastmtl.config import resolve_threads
 from fastmtl.coupling import Factors
-from fastmtl.estimators import check_number, check_word, progress, task_weights
+from fastmtl.estimators import check_number, check_word, label_weights, progress
 from fastmtl.linear import MultiTaskSGDClassifier, MultiTaskSGDRegressor
 from fastmtl.linear_relations import LinearRelations
 from fastmtl.linear_training import LOSSES, State
@@ -138,13 +138,7 @@ class _MultiTaskSparse(BaseEstimator):
             classification=self._classification,
         )
         classes = self._encode(observations)
-        weight = observations.weight * task_weights(self, observations)[observations.task]
-        if self._classification:
-            weight = weight * self._class_weights(observations, classes)
-        if not (weight > 0).any():
-            raise ValueError(
-                "the product of sample_weight, task_weight and class_weight is zero everywhere"
-            )
+        weight = label_weights(self, observations, classes)
         per_task = [np.zeros(1, np.int32)] * observations.n_tasks
         if not classes.binary:
             per_task = [own.astype(np.int32) for own in classes.task_classes]
@@ -415,7 +409,6 @@ verbose
 
     _classification = True
     _losses = ("log_loss", "squared_hinge")
-    _class_weights = MultiTaskSGDClassifier._class_weights
     decision_function = MultiTaskSGDClassifier.decision_function
     predict = MultiTaskSGDClassifier.predict
     score = MultiTaskSGDClassifier.score
