@@ -35,6 +35,10 @@ EXPECTED_FAILURES = {
         "check_sample_weight_equivalence_on_dense_data": "equal to tol, not to rounding",
         "check_sample_weight_equivalence_on_sparse_data": "equal to tol, not to rounding",
     },
+    MultiTaskKernelRidge: {
+        "check_sample_weight_equivalence_on_dense_data": "repeated rows change what is clipped",
+        "check_sample_weight_equivalence_on_sparse_data": "repeated rows change what is clipped",
+    },
 }
 
 
@@ -380,9 +384,21 @@ def test_negative_curvature_is_told(data):
     with pytest.warns(UserWarning, match="negative curvature"):
         model.fit(X, signal > 0, tasks=tasks)
     assert np.isfinite(model.decision_function(X, tasks=tasks)).all()
-    ridge = MultiTaskKernelRidge(kernel="tanh", gamma=0.5, coef0=-1.0)
+    ridge = MultiTaskKernelRidge(kernel="tanh", gamma=0.5, coef0=-1.0, indefinite="smo")
     with pytest.warns(UserWarning, match="stationary point"):
         ridge.fit(X, signal, tasks=tasks)
+
+
+def test_ridge_clips_an_indefinite_kernel_unless_told_otherwise(data):
+    X, tasks, signal = data
+    settings = {"kernel": "tanh", "gamma": 0.5, "coef0": -1.0, "alpha": 0.3}
+    with pytest.warns(UserWarning, match="eigenvalues are negative"):
+        ridge = MultiTaskKernelRidge(coupling="pooled", fit_intercept=False, **settings)
+        ridge.fit(X, signal, tasks=tasks)
+    values, vectors = np.linalg.eigh(np.tanh(0.5 * X @ X.T - 1.0))
+    gram = (vectors * np.maximum(values, 0)) @ vectors.T
+    expected = gram @ np.linalg.solve(gram + 0.3 * np.eye(len(X)), signal)
+    np.testing.assert_allclose(ridge.predict(X, tasks=tasks), expected, atol=1e-8)
 
 
 def test_max_iter_warns(data):

@@ -607,15 +607,25 @@ def test_awkward_but_good_input_gives_the_same_fit(tmp_path):
     assert model.coef_.dtype == np.float64
 
 
+def test_a_tuple_is_a_label():
+    X, y, task = datasets.make_multitask_regression(8, 3, 4, random_state=0)
+    pairs = [("north", int(t)) for t in task]
+    model = MultiTaskSGDRegressor(random_state=0).fit(X, y, tasks=pairs)
+    assert model.tasks_.tolist() == [("north", t) for t in range(len(model.tasks_))]
+    want = MultiTaskSGDRegressor(random_state=0).fit(X, y, tasks=task)
+    np.testing.assert_array_equal(model.predict(X, tasks=pairs), want.predict(X, tasks=task))
+
+
 BAD = [
     ({"X": [[np.nan, 1.0], [0.0, 1.0]]}, "X contains NaN"),
     ({"X": [[np.inf, 1.0], [0.0, 1.0]]}, "X contains infinity"),
     ({"X": np.empty((0, 2))}, "0 sample"),
     ({"X": [1.0, 2.0]}, "Expected 2D array"),
     ({"X": np.array([[1j, 0], [0, 1]])}, "Complex data not supported"),
-    ({"X": np.array([["a", "b"], ["c", "d"]])}, "could not convert string to float"),
+    ({"X": np.array([["a", "b"], ["c", "d"]])}, r"X holds text \(.*'a'.*task_column"),
     ({"y": None}, "requires y to be passed"),
     ({"y": [0.0, np.nan]}, "y contains NaN"),
+    ({"y": ["low", "high"]}, r"y holds what is not a number \(.*'low'.* use a classifier"),
     ({"y": [0.0]}, "y has 1 entries for 2 rows of X"),
     ({"y": [[0.0, 1.0], [1.0, 0.0]]}, r"y has shape \(2, 2\) and tasks is given"),
     ({"tasks": [0]}, "tasks has 1 labels for 2 rows of X; pass one label per row"),

@@ -2,6 +2,7 @@
 
 __version__ = "0.1.0"
 
+from fastmtl import datasets, layers, plot
 from fastmtl.config import get_config, show_config
 from fastmtl.coupling import TaskCoupling
 from fastmtl.kernel_machines import MultiTaskKernelRidge, MultiTaskSVC, MultiTaskSVR
@@ -59,14 +60,17 @@ __all__ = [
     "TaskStratifiedKFold",
     "TransferReport",
     "__version__",
+    "datasets",
     "get_config",
     "iter_gram",
     "kernel_diagnostics",
     "kernel_gradient",
+    "layers",
     "linear_kernel",
     "make_kernel_sgd",
     "make_task_scorer",
     "nearest_psd",
+    "plot",
     "polynomial_kernel",
     "pooling_path",
     "rbf_kernel",

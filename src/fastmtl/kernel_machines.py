@@ -49,6 +49,7 @@ __all__ = ["MultiTaskKernelRidge", "MultiTaskSVC", "MultiTaskSVR"]
 
 BLOCK_ENTRIES = 4_000_000  # of the Gram matrix between queries and training rows, at a time
 LIBSVM_LIMIT = 10_000_000
+ROUNDING = 1e-7  # eigenvalues this far below zero, relative to the greatest, count as zero
 
 
 # name: (function of two matrices, the estimator's parameters that it takes)
@@ -314,9 +315,11 @@ class _KernelMachine(TaskRelations, BaseEstimator):
                 f"indefinite={self.indefinite!r} needs the whole Gram matrix, which exceeds "
                 f"cache_size={self.cache_size:g} MB; raise cache_size, or use indefinite='smo'"
             )
+        if _is_definite(gram):
+            return gram, None
         repaired = nearest_psd(gram, self.indefinite)
         values = repaired.eigenvalues
-        if values[0] >= -1e-7 * values[-1]:
+        if values[0] >= -ROUNDING * values[-1]:
             return gram, None
         warnings.warn(
             f"the kernel is not positive semi-definite on these rows: {np.sum(values < 0)} of "
@@ -1024,9 +1027,10 @@ class MultiTaskKernelRidge(_Regressor, _KernelMachine):
     task_weight : None, "balanced", dict or array-like of shape (n_tasks,), default=None
     fit_intercept : bool, default=True
     task_intercept : {"free", "shared"}, default="free"
-    indefinite : {"smo", "clip", "flip"}, default="smo"
-        ``"smo"`` takes the kernel as it is: the solution then is a stationary point. The other
-        words are as in :class:`MultiTaskSVC`.
+    indefinite : {"smo", "clip", "flip"}, default="clip"
+        ``"clip"`` and ``"flip"`` are as in :class:`MultiTaskSVC`. ``"smo"`` takes the kernel as it
+        is: the solution then is a stationary point, and a poor one where a negative eigenvalue is
+        near ``-alpha``.
     cache_size : float, default=1000
         Megabytes that the Gram matrix may take; a larger one is refused.
     task_column : int, str or None, default=None
@@ -1069,7 +1073,7 @@ class MultiTaskKernelRidge(_Regressor, _KernelMachine):
         task_weight=None,
         fit_intercept=True,
         task_intercept="free",
-        indefinite="smo",
+        indefinite="clip",
         cache_size=1000,
         task_column=None,
         unseen_tasks="shared",
@@ -1222,6 +1226,17 @@ def _check_query_gram(model, X):
             f"X has shape {shape}; with kernel='precomputed' pass the kernel between the new rows "
             f"and all training rows, (n, {model.n_features_in_})"
         )
+
+
+def _is_definite(gram):
+    """Whether a Cholesky factor exists but for rounding, at a tenth of the eigenvalues' cost."""
+    shifted = gram.copy()
+    shifted[np.diag_indices(len(gram))] += ROUNDING * np.trace(gram) / len(gram)
+    try:
+        scipy.linalg.cholesky(shifted, overwrite_a=True, check_finite=False)
+    except scipy.linalg.LinAlgError:
+        return False
+    return True
 
 
 def _check_symmetric(gram, what):

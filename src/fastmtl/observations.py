@@ -241,7 +241,11 @@ def find_tasks(estimator, tasks, n_rows):
 
 def task_codes(tasks, n_rows):
     """Return the sorted distinct labels and, for each row, the position of its own (int32)."""
-    values = np.asarray(tasks)
+    if isinstance(tasks, list) and tasks and isinstance(tasks[0], tuple):
+        values = np.empty(len(tasks), dtype=object)  # a tuple is a label, not a row of labels
+        values[:] = tasks
+    else:
+        values = np.asarray(tasks)
     if values.ndim != 1:
         raise ValueError(f"tasks has shape {values.shape}; pass one label per row, shape (n,)")
     if len(values) != n_rows:
@@ -373,7 +377,16 @@ def _check_X(estimator, X, *, reset):
             accept_large_sparse=True,
         )
 
-    X = validated(validate, X)
+    try:
+        X = validated(validate, X)
+    except ValueError as error:
+        if not str(error).startswith("could not convert string to float"):
+            raise
+        text = str(error).partition(": ")[2]
+        raise ValueError(
+            f"X holds text ({text}), which is not a number; encode it, or if it is the column of "
+            "task labels, name that by task_column="
+        ) from None
     if not sp.issparse(X):
         return X
     if not X.has_canonical_format:
@@ -402,6 +415,13 @@ def _check_target(y, classification):
         elif y.dtype.kind == "O" and any(v is None or v != v for v in y):
             raise ValueError("y (class labels) contains None or NaN; drop those rows")
         return y
+    if y.dtype.kind in "OUS":
+        try:
+            y = y.astype(np.float64)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"y holds what is not a number ({error}); for class labels use a classifier"
+            ) from None
     return check_array(y, ensure_2d=False, dtype=np.float64, input_name="y")
 
 
