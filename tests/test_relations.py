@@ -19,7 +19,7 @@ from fastmtl import (
     TaskCoupling,
     linear_kernel,
 )
-from fastmtl.relations import Relations, Summary, posterior
+from fastmtl.evidence import Relations, Summary, posterior
 
 
 def draw(C, d, n, seed, noise=1.0):
@@ -117,6 +117,27 @@ def test_gradient_of_the_evidence(n_shared, flat, q):
     np.testing.assert_allclose(found, approx_fprime(at, value, 1e-7), rtol=2e-4, atol=2e-4)
 
 
+@pytest.mark.parametrize(("flat", "q"), [(False, 4), (True, 4), (True, 3)])
+@pytest.mark.parametrize("n_shared", [0, 1, 3])
+def test_evidence_in_the_bases_of_the_tasks_is_the_same(n_shared, flat, q):
+    summary, *_ = small_summary()
+    B, log_kappa, L, log_noise = parameters(n_shared, q)
+    relations = Relations(B, np.exp(log_kappa), L, np.exp(log_noise))
+    want, left = posterior(summary, relations, flat, gradient=True), summary.left(relations)
+    summary.diagonalise(L, flat)
+    found = posterior(summary, relations, flat, gradient=True)
+    for name in ("value", "shared", "specific", "offset", "vectors"):
+        np.testing.assert_allclose(getattr(found, name), getattr(want, name), atol=1e-9)
+    for part in (0, 1, 3):
+        np.testing.assert_allclose(found.gradient[part], want.gradient[part], atol=1e-9)
+    np.testing.assert_allclose(summary.left(relations), left, atol=1e-9)
+    # another L is not served by these bases
+    other = Relations(B, np.exp(log_kappa), 2 * L, np.exp(log_noise))
+    fresh = Summary(summary.gram, summary.moment, summary.square, summary.count)
+    want = posterior(fresh, other, flat).value
+    assert posterior(summary, other, flat).value == want
+
+
 @pytest.mark.parametrize(
     ("C", "d"),
     [(groups(12, 3), 60), (chain(10), 120), (opposed(12), 20), (with_outliers(12, 2), 40)],
@@ -135,6 +156,28 @@ def test_planted_relations_are_found(C, d):
     # Scores R² on fresh rows: X is standard normal, so they follow from the vectors.
     total = np.sum(W**2, axis=1) + 1.0
     assert ((error - alone) / total).max() < 0.01
+
+
+def test_tasks_whose_rows_are_alike_may_have_vectors_that_are_alike():
+    rng = np.random.default_rng(0)
+    site = rng.normal(size=(40, 1))
+    task = np.repeat(np.arange(40), 12)
+    X = rng.normal(size=(480, 10)) + site[task] * rng.normal(size=10)
+    errors = {}
+    for related in (True, False):
+        W = site * rng.normal(size=10) + 0.1 * rng.normal(size=(40, 10))
+        W = W if related else W[rng.permutation(40)]
+        y = np.einsum("ij,ij->i", X, W[task]) + 3.0 * rng.normal(size=480)
+        for coupling in ("learn", "mean", TaskCoupling.low_rank(1)):
+            model = MultiTaskSGDRegressor(coupling=coupling, alpha=0.02, random_state=0)
+            W_found = model.fit(X, y, tasks=task).coef_
+            errors[related, str(coupling)] = np.sum((W_found - W) ** 2)
+        if related:
+            model = MultiTaskSGDRegressor(coupling="learn", random_state=0).fit(X, y, tasks=task)
+            assert agreement(model.task_correlation_, site @ site.T + 0.01 * np.eye(40)) > 0.8
+    assert errors[True, "learn"] < 0.5 * errors[True, "mean"]
+    assert errors[True, "learn"] < errors[True, "TaskCoupling.learn(rank=1)"]
+    assert errors[False, "learn"] < 1.2 * errors[False, "mean"]
 
 
 def test_unrelated_tasks_are_left_unrelated():

@@ -3,16 +3,14 @@
 Task t's vector has the prior covariance ``C = B Bᵀ + diag(κ)`` with the other tasks', in each
 coordinate alike (or up to a feature covariance Ω = L Lᵀ). Integrated over the vectors, the data's
 likelihood is a function of B, κ, Ω and the noise alone, and it does not reward what a fit of many
-small tasks rewards: a C that follows the noise in the fitted vectors. With ``w_t = L u_t``,
-``u_t = Σ_r B[t, r] s_r + v_t`` everything couples through the few shared ``s_r``, so a value and
-its gradient cost T (d × d)-inverses and one of (R d × R d), never one of (T d × T d).
+small tasks rewards: a C that follows the noise in the fitted vectors.
 
 Losses that are not quadratic enter by their quadratic expansion about the posterior mode (Laplace).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import scipy.linalg
@@ -21,6 +19,8 @@ import scipy.special
 from scipy.optimize import minimize
 from sklearn.utils.extmath import randomized_svd
 from threadpoolctl import threadpool_limits
+
+from fastmtl.evidence import Posterior, Relations, Summary, posterior
 
 MAX_RANK = 12
 MAX_ROUNDS = 6  # of expansion and search, for losses that are not quadratic
@@ -31,166 +31,18 @@ MAX_WIDTH = 128  # features; relations of more are learned on their leading comp
 FREE = 30.0  # prior standard deviation of an intercept that is not coupled, beside coefficients
 FLOOR = 1e-2  # the least κ_t beside the mean variance: no task collapses on the shared part
 FEATURE_SHRINKAGE = 20.0  # tasks' worth of belief that features are uncorrelated in Ω
+ALIKE = 2  # directions in which the means of tasks' rows differ
+DECISIVE = 3.0  # log evidence that freeing a column of B must gain
+PATIENCE = 3  # steps of a search without such a gain
 KAPPA_SPREAD = 1.0  # prior standard deviation of log κ_t about its mean
-
-
-@dataclass
-class Summary:
-    """What the data say of one family of vectors: ½ Σ_t w_t·gram_t w_t - moment_t·w_t + square/2.
-
-    `gram` (T, p, p) and `moment` (T, p) include the intercept last where `flat` says that a shared
-    intercept without a prior stands beside the vectors; `count` is the number of labels.
-    """
-
-    gram: np.ndarray
-    moment: np.ndarray
-    square: float
-    count: float
-
-
-@dataclass
-class Relations:
-    """B (T, R), κ (T,), L (p, q) and the noise variance."""
-
-    mixing: np.ndarray
-    kappa: np.ndarray
-    root: np.ndarray
-    noise: float
-    plain: bool = True  # B is b 1
-
-    def covariance(self):
-        return self.mixing @ self.mixing.T + np.diag(self.kappa)
-
-
-@dataclass
-class Posterior:
-    """Of the whitened vectors, given the relations."""
-
-    value: float  # negative log marginal likelihood, up to a constant
-    shared: np.ndarray  # (R, q)
-    specific: np.ndarray  # (T, q)
-    offset: float
-    vectors: np.ndarray  # (T, p), in the summary's coordinates, offset included
-    gradient: tuple | None = None  # in B, log κ, L, log noise
-
-
-def posterior(summary, relations, flat, *, gradient=False):
-    """Mean and marginal likelihood of one family of vectors, and the latter's gradient."""
-    B, kappa, L, noise = relations.mixing, relations.kappa, relations.root, relations.noise
-    n_tasks, n_shared = B.shape
-    p, q = L.shape
-    wide = np.column_stack([L, np.eye(p)[:, -1:]]) if flat else L
-    width = wide.shape[1]
-    half = (summary.gram / noise) @ wide  # (T, p, width)
-    info = wide.T @ half  # (T, width, width)
-    moment = summary.moment @ wide / noise
-    across, own = info[:, :q], info[:, :q, :q]
-
-    # v_t given the shared part: P_t = (own + 1/κ_t)⁻¹, by a Cholesky factor of 1 + κ_t own.
-    scaled = kappa[:, None, None] * own + np.eye(q)
-    factor = np.linalg.cholesky(scaled)
-    P = kappa[:, None, None] * np.linalg.inv(scaled)
-    P = (P + P.transpose(0, 2, 1)) / 2
-    P_across = P @ across  # (T, q, width)
-    P_moment = np.einsum("tij,tj->ti", P, moment[:, :q])
-    left = info - across.transpose(0, 2, 1) @ P_across
-    right = moment - np.einsum("tij,ti->tj", across, P_moment)
-
-    # The shared part, (s_1 … s_R, offset), once all v_t are integrated out.
-    size = n_shared * q + flat
-    A = np.zeros((size, size))
-    b = np.zeros(size)
-    if n_shared:
-        outer = (B[:, :, None] * B[:, None, :]).reshape(n_tasks, -1)
-        blocks = (outer.T @ left[:, :q, :q].reshape(n_tasks, -1)).reshape(n_shared, n_shared, q, q)
-        A[: n_shared * q, : n_shared * q] = blocks.transpose(0, 2, 1, 3).reshape(n_shared * q, -1)
-        A[np.arange(n_shared * q), np.arange(n_shared * q)] += 1.0
-        b[: n_shared * q] = (B.T @ right[:, :q]).ravel()
-    if flat:
-        edge = (B.T @ left[:, :q, -1]).ravel()
-        A[:-1, -1] = A[-1, :-1] = edge
-        A[-1, -1] = left[:, -1, -1].sum()
-        b[-1] = right[:, -1].sum()
-    if size:
-        cho = scipy.linalg.cho_factor(A, lower=True)
-        theta = scipy.linalg.cho_solve(cho, b)
-        log_det = 2 * np.log(np.diag(cho[0])).sum()
-    else:
-        theta, log_det = b, 0.0
-    shared = theta[: n_shared * q].reshape(n_shared, q)
-    offset = float(theta[-1]) if flat else 0.0
-
-    u = B @ shared
-    if flat:
-        u = np.column_stack([u, np.full(n_tasks, offset)])
-    specific = P_moment - np.einsum("tij,tj->ti", P_across, u)
-    whole = u.copy()
-    whole[:, :q] += specific
-    value = 0.5 * (
-        summary.count * np.log(noise)
-        + summary.square / noise
-        + 2 * np.log(np.diagonal(factor, axis1=1, axis2=2)).sum()
-        - np.sum(moment[:, :q] * P_moment)
-        + log_det
-        - b @ theta
-    )
-    found = Posterior(value, shared, specific, offset, whole @ wide.T)
-    if not gradient:
-        return found
-
-    # u_t has covariance U_t, and the whitened vector is P_t m_t + keep_t u_t plus noise of P_t.
-    cov = scipy.linalg.cho_solve(cho, np.eye(size)) if size else np.zeros((0, 0))
-    U = np.zeros((n_tasks, width, width))
-    cov_us = np.zeros((n_tasks, n_shared, width, q))  # Cov(u_t, s_r)
-    if n_shared:
-        C4 = cov[: n_shared * q, : n_shared * q].reshape(n_shared, q, n_shared, q)
-        by_row = C4.transpose(0, 2, 1, 3).reshape(n_shared, -1)
-        cov_us[:, :, :q] = (B @ by_row).reshape(n_tasks, n_shared, q, q)
-        if flat:
-            cov_us[:, :, -1] = cov[-1, :-1].reshape(n_shared, q)
-        U[:, :, :q] = np.einsum("tr,trij->tij", B, cov_us)
-    if flat:
-        U[:, :q, -1] = U[:, -1, :q]
-        U[:, -1, -1] = cov[-1, -1]
-    keep = -P_across
-    keep[:, np.arange(q), np.arange(q)] += 1.0
-    pull = P_across @ U  # (T, q, width)
-    spread = np.einsum("tij,tij->t", pull, P_across) + np.trace(P, axis1=1, axis2=2)
-    grad_kappa = 0.5 * (q - (np.sum(specific**2, axis=1) + spread) / kappa)
-
-    all_cov = np.zeros((n_tasks, width, q))  # Cov([whitened vector; offset], whitened vector)
-    all_cov[:, :q] = P + keep @ U @ keep.transpose(0, 2, 1)
-    if flat:
-        all_cov[:, -1] = np.einsum("tj,tij->ti", U[:, -1], keep)
-    slope = np.einsum("tij,tj->ti", across, whole) - moment[:, :q]
-    grad_B = slope @ shared.T
-    if n_shared:
-        # across_t · Cov([whole], s_r) with Cov(v-part) = keep_t Cov(u_t, s_r)
-        lever = own @ keep
-        if flat:
-            lever[:, :, -1] += across[:, :, -1]
-        grad_B += np.einsum("tij,trji->tr", lever, cov_us)
-    second = all_cov + whole[:, :, None] * whole[:, None, :q]
-    grad_L = np.tensordot(half, second, axes=([0, 2], [0, 1])) - (
-        summary.moment.T @ whole[:, :q] / noise
-    )
-    used = np.einsum("tij,tij->", info[:, :, :q], second)
-    if flat:
-        last = np.concatenate([all_cov[:, -1], np.full((n_tasks, 1), cov[-1, -1])], axis=1)
-        last += whole[:, -1:] * whole
-        used += np.einsum("ti,ti->", info[:, :, -1], last)
-    grad_noise = 0.5 * (
-        summary.count - (summary.square / noise + used - 2 * np.sum(moment * whole))
-    )
-    found.gradient = grad_B, grad_kappa, grad_L, grad_noise
-    return found
 
 
 class _Search:
     """The likelihood of one kind of relations as a function of a flat vector, for L-BFGS-B.
 
     `rank` 0 is B = b 1, the shared vector with a free strength; `spread` frees each κ_t;
-    `features` is how Ω may differ from the identity.
+    `features` is how Ω may differ from the identity. Beside them B has `start.alike`, of a free
+    strength.
     """
 
     def __init__(self, summaries, data, rank, spread, features, start):
@@ -200,15 +52,23 @@ class _Search:
         self.n_tasks = len(start.kappa)
         self.p, self.q = start.root.shape
         self.lower = np.tril_indices(self.q, -1)
+        if features == "identity":
+            for summary in summaries:
+                summary.diagonalise(start.root, self.flat)
 
     def initial(self):
         start, q = self.start, self.q
         mean_log = np.mean(np.log(start.kappa))
         scales = np.log(np.diag(start.root[:q]))
         unit = start.root[:q] / np.exp(scales)[:, None]
-        mixing = start.mixing.ravel() if self.rank else [np.log(start.mixing[0, 0])]
+        cut = start.n_free
+        mixing = start.mixing[:, :cut].ravel() if self.rank else [np.log(start.mixing[0, 0])]
+        alike = []
+        if start.alike is not None:
+            alike = [np.log(np.linalg.norm(start.mixing[:, cut:]) / np.linalg.norm(start.alike))]
         parts = {
             "mixing": mixing,
+            "alike": alike,
             "level": [mean_log],
             "spread": np.log(start.kappa) - mean_log if self.spread else [],
             "scales": scales if self.features != "identity" else [],
@@ -217,7 +77,7 @@ class _Search:
         }
         self.ends = np.cumsum([0] + [len(part) for part in parts.values()])
         self.names = list(parts)
-        reach = {"level": 8.0, "spread": 5.0, "scales": 4.0, "noise": 8.0}
+        reach = {"level": 8.0, "spread": 5.0, "scales": 4.0, "noise": 8.0, "alike": 8.0}
         reach["mixing"] = np.inf if self.rank else 6.0
         bounds = []
         for name, part in parts.items():
@@ -231,6 +91,8 @@ class _Search:
             mixing = part["mixing"].reshape(self.n_tasks, self.rank)
         else:
             mixing = np.full((self.n_tasks, 1), np.exp(part["mixing"][0]))
+        if self.start.alike is not None:
+            mixing = np.column_stack([mixing, np.exp(part["alike"][0]) * self.start.alike])
         kappa = np.exp(part["level"][0] + np.zeros(self.n_tasks))
         if self.spread:
             kappa = kappa * np.exp(part["spread"])
@@ -242,24 +104,28 @@ class _Search:
             root = np.zeros((self.p, self.q))
             root[: self.q] = unit * np.exp(part["scales"])[:, None]
         noise = np.exp(part["noise"][0]) if self.noisy else 1.0
-        return Relations(mixing, kappa, root, noise, plain=not self.rank)
+        return Relations(mixing, kappa, root, noise, not self.rank, self.start.alike)
 
     def __call__(self, x):
         relations = self.relations(x)
         root = relations.root
         try:
             value, by_kappa, by_root = self.prior(relations)
-            by_mixing, by_noise = 0.0, 0.0
+            by_mixing, by_noise, self.at = 0.0, 0.0, []
             for summary in self.summaries:
                 found = posterior(summary, relations, self.flat, gradient=True)
+                self.at.append(found)
                 value += found.value
                 by_mixing = by_mixing + found.gradient[0]
                 by_kappa = by_kappa + found.gradient[1]
-                by_root = by_root + found.gradient[2]
+                by_root = by_root if self.features == "identity" else by_root + found.gradient[2]
                 by_noise += found.gradient[3]
         except np.linalg.LinAlgError:
             return 1e300, np.zeros_like(x)
-        parts = [by_mixing.ravel() if self.rank else [np.sum(by_mixing * relations.mixing)]]
+        by_strength, cut = by_mixing * relations.mixing, relations.n_free
+        parts = [by_mixing[:, :cut].ravel() if self.rank else [by_strength[:, 0].sum()]]
+        if relations.alike is not None:
+            parts.append([by_strength[:, cut:].sum()])
         parts.append([by_kappa.sum()])
         if self.spread:
             parts.append(by_kappa)
@@ -289,12 +155,35 @@ class _Search:
             by_root[: self.q] = FEATURE_SHRINKAGE * (inverse.T - precision * partial @ inverse.T)
         return value, by_kappa, by_root
 
-    def run(self):
+    def run(self, careful):
+        """Minimise; a `careful` search ends where gains no longer pay for B's freedom."""
         x, bounds = self.initial()
+        best = np.inf, x
+        later = 0
+
+        def weigh(intermediate_result):
+            nonlocal best, later
+            value, x = intermediate_result.fun, intermediate_result.x
+            value += _mixing_cost(self.relations(x), (self.at, self.summaries))
+            later = later + 1 if value > best[0] else 0
+            if value < best[0]:
+                best = value, x.copy()
+            if later >= PATIENCE:
+                raise StopIteration
+
         options = {"maxiter": SEARCH_STEPS, "gtol": 1e-2, "maxcor": 20}
         options["ftol"] = 0.03 / max(1.0, abs(self(x)[0]))
-        found = minimize(self, x, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
-        return self.relations(found.x), float(found.fun)
+        found = minimize(
+            self,
+            x,
+            jac=True,
+            method="L-BFGS-B",
+            bounds=bounds,
+            options=options,
+            callback=weigh if careful else None,
+        )
+        x = best[1] if careful and found.nit else found.x
+        return self.relations(x), float(self(x)[0] if careful else found.fun)
 
 
 @dataclass
@@ -311,6 +200,7 @@ class Data:
     families: list  # of (target (n,), weight (n,))
     loss: str  # "squared", "log" (targets ±1) or "poisson"
     flat: bool
+    quadratic: dict = field(default_factory=dict)  # summaries that are the same everywhere
 
     @property
     def n_tasks(self):
@@ -337,8 +227,11 @@ class Data:
         """The quadratic expansion about `vectors` (T, p); for squared loss the same about any."""
         target, weight = self.families[family]
         if self.loss == "squared":
-            gram, moment = self._products(weight, weight * target)
-            return Summary(gram, moment, float(weight @ target**2), float(np.sum(weight > 0)))
+            if family not in self.quadratic:
+                gram, moment = self._products(weight, weight * target)
+                square, count = float(weight @ target**2), float(np.sum(weight > 0))
+                self.quadratic[family] = Summary(gram, moment, square, count)
+            return self.quadratic[family]
         scores = self.scores(vectors)
         if self.loss == "log":
             tail = scipy.special.expit(-target * scores)
@@ -408,14 +301,12 @@ def _mixing_cost(relations, found):
     Λ is the rows' own covariance, so the cost is ½ Σ_t log |1 + Λ I_t| + ½ T R with I_t the
     information of the data on row t.
     """
-    B, L = relations.mixing, relations.root
-    q, spread = L.shape[1], np.cov(relations.mixing.T, ddof=0).reshape(B.shape[1], -1)
+    B = relations.mixing[:, : relations.n_free]
+    spread = np.cov(B.T, ddof=0).reshape(B.shape[1], -1)
     information = 0.0
     for at, summary in zip(*found):
-        own = L.T @ (summary.gram / relations.noise) @ L
-        P = np.linalg.inv(own + np.eye(q) / relations.kappa[:, None, None])
-        left = own - own @ P @ own
-        information = information + np.einsum("ri,tij,sj->trs", at.shared, left, at.shared)
+        shared = at.shared[: B.shape[1]]
+        information = information + shared @ summary.left(relations) @ shared.T
     _, logs = np.linalg.slogdet(np.eye(B.shape[1]) + spread @ information)
     return 0.5 * (logs.sum() + B.size)
 
@@ -448,19 +339,24 @@ def learn(data, root, *, rank="auto", features="identity"):
 def _learn(data, root, rank, features):
     relations, starts = _first(data, root)
     now = best = _rounds(data, relations, modes(data, relations, starts), 0, False, features)
+    if rank == "auto" and (alike := _alike(data)) is not None:
+        now = _rounds(data, *_with_alike(now, alike), 0, False, features)
+        if now[0] + 0.5 * np.log(data.n_tasks) < best[0]:
+            best = now[0] + 0.5 * np.log(data.n_tasks), *now[1:]
+        now = best
     most = min(data.n_tasks, root.shape[1], MAX_RANK) if rank == "auto" else rank
     for columns in range(1, most + 1) if data.n_tasks > 1 else ():
         promising, relations, found = _with_column(data, now, columns)
         if rank == "auto" and not promising:
             break
-        now = _rounds(data, relations, found, columns, False, features)
+        now = _rounds(data, relations, found, columns, False, features, rank == "auto")
         cost = _mixing_cost(*now[1:])
-        if rank != "auto" or now[0] + cost < best[0]:
+        if rank != "auto" or now[0] + cost + DECISIVE < best[0]:
             best = now[0] + cost, *now[1:]
-        elif columns - (0 if best[1].plain else best[1].mixing.shape[1]) >= 2:
+        elif columns - _freed(best) >= 2:
             break
     if data.n_tasks > 2 and _tasks_differ_in_size(data, best):
-        columns = 0 if best[1].plain else best[1].mixing.shape[1]
+        columns = _freed(best)
         freed = _rounds(data, *best[1:], columns, True, features)
         value = freed[0] + _spread_cost(data, root)
         value += _mixing_cost(*freed[1:]) if columns else 0.0
@@ -468,6 +364,47 @@ def _learn(data, root, rank, features):
             best = value, *freed[1:]
     value, relations, (starts, _) = best
     return relations, starts, value
+
+
+def _freed(now):
+    return 0 if now[1].plain else now[1].n_free
+
+
+def _alike(data):
+    """Where tasks lie along the main directions in which the means of their rows differ, or None.
+
+    Columns of B in proportion to it make tasks related whose rows look alike.
+    """
+    width = data.rows.shape[1] - bool(np.ptp(data.rows[:, -1]) == 0)
+    mean = np.zeros((data.n_tasks, width))
+    square = np.zeros(width)
+    for t, _, rows in data.by_task():
+        mean[t] = rows[:, :width].mean(axis=0)
+        square += np.sum(np.square(rows[:, :width] - mean[t]), axis=0)
+    mean = mean - mean.mean(axis=0)
+    within = np.sqrt(square / len(data.row) + np.mean(mean**2, axis=0))
+    varies = within > 0
+    left, size, _ = np.linalg.svd(mean[:, varies] / within[varies], full_matrices=False)
+    kept = np.flatnonzero(size[:ALIKE] > 1e-6 * np.sqrt(mean.size))
+    if data.n_tasks <= ALIKE + 1 or not len(kept):
+        return None
+    alike = left[:, kept] * size[kept]
+    return alike * np.sqrt(data.n_tasks) / np.linalg.norm(alike)
+
+
+def _with_alike(now, alike):
+    """Relations with columns of B in proportion to `alike`, of a tenth of κ's size at first."""
+    _, relations, (starts, summaries) = now
+    more = np.sqrt(0.1 * relations.kappa.mean()) * alike
+    starts = [_inserted(at, 1, alike.shape[1]) for at in starts]
+    relations = replace(relations, mixing=np.column_stack([relations.mixing, more]), alike=alike)
+    return relations, (starts, summaries)
+
+
+def _inserted(at, place, count=1):
+    """A posterior with more shared vectors, as yet zero."""
+    q = at.shared.shape[1]
+    return replace(at, shared=np.insert(at.shared, [place] * count, np.zeros(q), axis=0))
 
 
 def _spread_cost(data, root):
@@ -531,55 +468,37 @@ def _with_column(data, now, columns):
     left, _, right = np.linalg.svd(specific, full_matrices=False)
     direction = left[:, :1] * np.sign(left[:, 0].sum() or 1.0)
     q = relations.root.shape[1]
-    trials = [right[0].reshape(len(starts), q)]
+    trials = [(right[0].reshape(len(starts), q), specific.shape[1])]
     if columns == 1:
-        trials.append(np.array([at.shared[0] for at in starts]))
+        trials.append((np.array([at.shared[0] for at in starts]), 0))
     best = -np.inf
-    for trial in trials:
+    for trial, n_unknown in trials:
         score, information = 0.0, 0.0
         for at, summary, own in zip(starts, summaries, trial):
-            slope, curve = _pull(summary, relations, at, own, data.flat)
-            score, information = score + slope, information + curve
+            # with v_t at its best the slope in u_t is that of v_t's own prior
+            score = score + at.specific @ own / relations.kappa
+            information = information + np.maximum(summary.left(relations) @ own @ own, 0.0)
         for spread in np.geomspace(1e-3, 1e3, 25) / max(np.mean(information), 1e-300):
             gain = score**2 / (information + 1 / spread) - np.log1p(spread * information)
-            best = max(best, 0.5 * gain.sum())
+            unknown = n_unknown * np.log1p(spread * information.sum() / max(n_unknown, 1))
+            best = max(best, 0.5 * (gain.sum() - unknown))
     mixing = relations.mixing
     size = 0.5 * np.sqrt(data.n_tasks * relations.kappa.mean())
     if columns > 1:
-        mixing = np.column_stack([mixing, size * direction])
-        starts = [
-            replace(at, shared=np.vstack([at.shared, np.zeros((1, at.shared.shape[1]))]))
-            for at in starts
-        ]
+        mixing = np.insert(mixing, relations.n_free, size * direction[:, 0], axis=1)
+        starts = [_inserted(at, relations.n_free) for at in starts]
     elif mixing[0, 0] ** 2 < relations.kappa.mean():
-        mixing = mixing + size * direction  # B = b 1 with b near 0 is a saddle
-    return best > 0, replace(relations, mixing=mixing), (starts, summaries)
+        mixing = mixing.copy()
+        mixing[:, :1] += size * direction  # B = b 1 with b near 0 is a saddle
+    return best > DECISIVE, replace(relations, mixing=mixing), (starts, summaries)
 
 
-def _pull(summary, relations, at, direction, flat):
-    """Score and information of each task along a direction of the whitened vectors."""
-    L = relations.root
-    q = L.shape[1]
-    along = (summary.gram / relations.noise) @ (L @ direction)  # (T, p)
-    own = L.T @ (summary.gram / relations.noise) @ L
-    P = np.linalg.inv(own + np.eye(q) / relations.kappa[:, None, None])
-    u = relations.mixing @ at.shared
-    fitted = u @ L.T
-    if flat:
-        fitted[:, -1] += at.offset
-    residual = (summary.moment - np.einsum("tij,tj->ti", summary.gram, fitted)) / relations.noise
-    through = np.einsum("tij,tj->ti", P, along @ L)
-    score = residual @ L @ direction - np.einsum("ti,ti->t", through, residual @ L)
-    information = along @ L @ direction - np.einsum("ti,ti->t", through, along @ L)
-    return score, np.maximum(information, 0.0)
-
-
-def _rounds(data, relations, found, columns, spread, features):
+def _rounds(data, relations, found, columns, spread, features, careful=False):
     """Search and expand in turn; return (value, relations, (posteriors, summaries))."""
     value = np.inf
     for _ in range(1 if data.loss == "squared" else MAX_ROUNDS):
         search = _Search(found[1], data, columns, spread, features, relations)
-        relations, new = search.run()
+        relations, new = search.run(careful)
         found = modes(data, relations, found[0])
         if abs(value - new) < 0.1:
             break
