@@ -171,9 +171,10 @@ class TaskCoupling:
         Parameters
         ----------
         rank : int or "auto", default="auto"
-            Columns of B. ``"auto"`` begins with one shared vector, and frees B column by column
-            while the evidence, less the cost of freeing it, grows; so where nothing beyond a mean
-            is to be found, it finds ``"mean"``, with κ.
+            Columns of B. ``"auto"`` begins with one shared vector, lets tasks whose rows are alike
+            have vectors that are alike, and frees B column by column, each while the evidence, less
+            the cost of freeing it, grows; so where nothing beyond a mean is to be found, it finds
+            ``"mean"``, with κ.
         feature_covariance : {"identity", "diagonal", "full"}, default="identity"
             Whether to learn, as well, a covariance Ω of features and intercept that all vectors
             have in common: the prior is matrix normal, C ⊗ Ω [3]_. ``"full"`` is shrunk towards
