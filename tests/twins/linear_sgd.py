@@ -62,7 +62,13 @@ def problem(rng, dtype, *, d, n_shared, kind, code, sparse):
         "coupling": (rng.normal(size=(n_tasks, n_shared)), kappa),
         "heads": (head_start, np.concatenate(head_class).astype(np.int32)),
         "loss": (code, 0.3, 1.0, 0),
-        "penalty": (0.05, rng.uniform(1, 9, size=n_tasks), rng.uniform(1, 2, n_classes), kind),
+        "penalty": (
+            0.05,
+            rng.uniform(1, 9, size=n_tasks),
+            rng.uniform(1, 2, n_classes),
+            kind,
+            rng.uniform(0.05, 0.5, size=n_tasks),
+        ),
     }
     # Parameters that a model does not have are zero, and stay so.
     if kind != COUPLED:

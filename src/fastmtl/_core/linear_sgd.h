@@ -34,6 +34,7 @@ typedef struct {
     double *intercept; /* (n_classes,), never penalised */
     int32_t n_shared, n_classes, intercept_kind, softmax;
     double alpha;
+    const double *task_alpha; /* SAGA: alpha times (kappa here over the true one) */
     point_loss loss;
     double smoothness; /* bound on the loss's second derivative; 0 switches the damping off */
     int32_t poisson;

@@ -37,6 +37,7 @@ cdef extern from "linear_sgd.h" nogil:
         const double *kappa
         const double *task_rarity
         const double *class_rarity
+        const double *task_alpha
         const int64_t *head_start
         const int32_t *head_class
         void *shared
@@ -123,6 +124,7 @@ cdef int _fill(sgd_problem *P, X, const sgd_sample[::1] samples, shared, specifi
     cdef const int32_t[::1] head_class = heads[1]
     cdef const double[::1] task_rarity = penalty[1]
     cdef const double[::1] class_rarity = penalty[2]
+    cdef const double[::1] task_alpha = penalty[4]
     cdef int64_t t
     P.X = _address(X, False)
     P.samples = &samples[0] if samples.shape[0] else NULL
@@ -131,6 +133,7 @@ cdef int _fill(sgd_problem *P, X, const sgd_sample[::1] samples, shared, specifi
     P.kappa = &kappa[0]
     P.task_rarity = &task_rarity[0]
     P.class_rarity = &class_rarity[0]
+    P.task_alpha = &task_alpha[0]
     P.head_start = &head_start[0]
     P.head_class = &head_class[0]
     P.shared = <void *>_address(shared, True)

@@ -184,7 +184,9 @@ static double NAME(saga_general)(const sgd_problem *P, const int64_t *order, int
         const double *mixing = P->mixing + task * R, kappa = P->kappa[task];
         const double rarity = P->task_rarity[task];
         const NAME(row) row = NAME(row_of)(P, sample);
-        const NAME(rule) for_task = {sqrt(kappa), P->alpha * P->task_l1, P->alpha * P->task_l2, rate, 0.0};
+        const double own_alpha = P->task_alpha[task];
+        const NAME(rule) for_task = {sqrt(kappa), sqrt(P->alpha * own_alpha) * P->task_l1,
+                                     own_alpha * P->task_l2, rate, 0.0};
         double *memory = P->memory + order[k] * P->memory_stride;
 
         NAME(scores_any)(P, sample, unit, score);

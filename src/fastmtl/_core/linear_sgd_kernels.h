@@ -460,7 +460,7 @@ static double NAME(saga_dense)(const sgd_problem *P, const int64_t *order, int64
         NAME(scores_dense)(P, sample, unit, score);
         total += NAME(derivatives)(P, sample, score, g, heads);
 
-        const double keep = 1.0 / (1.0 + rate * P->alpha * rarity);
+        const double keep = 1.0 / (1.0 + rate * P->task_alpha[task] * rarity);
         for (int64_t j = 0; j < heads; j++) {
             const int64_t class_ = P->head_class[first + j];
             const double change = g[j] - memory[j];
@@ -514,7 +514,7 @@ static double NAME(saga_csr)(const sgd_problem *P, const int64_t *order, int64_t
         const int64_t heads = P->head_start[task + 1] - first;
         const int64_t begin = P->indptr[sample->row], end = P->indptr[sample->row + 1];
         const double *mixing = P->mixing + task * R, kappa = P->kappa[task];
-        const double rarity = P->task_rarity[task];
+        const double rarity = P->task_rarity[task], own_alpha = P->task_alpha[task];
         const real *spread = specific_spread + task * stride;
         double *memory = P->memory + order[k] * P->memory_stride;
 
@@ -550,12 +550,12 @@ static double NAME(saga_csr)(const sgd_problem *P, const int64_t *order, int64_t
                     const int32_t i = P->indices[z];
                     const double often = spread[i];
                     const double moved = v[i] - rate * kappa * (change * data[z] + often * a[i]);
-                    v[i] = (real)(moved / (1.0 + rate * alpha * often));
+                    v[i] = (real)(moved / (1.0 + rate * own_alpha * often));
                     a[i] += (real)(share * change * data[z]);
                 }
             const double gain = NAME(task_intercept_gain)(P, kappa);
             const double moved = v[last] - rate * gain * (change + rarity * a[last]);
-            v[last] = (real)(coupled ? moved / (1.0 + rate * alpha * rarity) : moved);
+            v[last] = (real)(coupled ? moved / (1.0 + rate * own_alpha * rarity) : moved);
             if (gain > 0) a[last] += (real)(share * change);
             if (common) {
                 P->intercept[class_] -= rate * (change + class_rarity * P->intercept_average[class_]);

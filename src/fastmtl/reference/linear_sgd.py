@@ -13,8 +13,9 @@ heads : (head_start int64 (T + 1,), head_class int32 (heads,))
 loss : (code, parameter, smoothness, address)
     A code of `LOSSES`, or -1 for softmax; `smoothness` bounds the second derivative (0 switches
     the damping of long rows off); `address` of a user's own C function, or 0.
-penalty : (alpha, task_rarity (T,), class_rarity (K,), intercept_kind)
-    Rarities are 1 / P(a draw touches the task, or a task that has the class).
+penalty : (alpha, task_rarity (T,), class_rarity (K,), intercept_kind, task_alpha (T,))
+    Rarities are 1 / P(a draw touches the task, or a task that has the class). SAGA may step in
+    another metric: with γ in the place of κ in `coupling`, `task_alpha` is ``alpha γ / κ``.
 schedule : (scale, offset, power, step[, pool])
     The rate at step k is ``scale / (offset + k) ** power``. `pool` promises that draws that far
     apart have rows near one another, which says what to fetch ahead.
@@ -177,7 +178,7 @@ def _scores(x, task, shared, specific, intercept, coupling, heads, kind):
 def _run_thread(rows, samples, order, shared, specific, intercept, *settings, step):
     coupling, heads, loss, penalty, schedule = settings
     mixing, kappa = coupling
-    alpha, task_rarity, class_rarity, kind = penalty
+    alpha, task_rarity, class_rarity, kind, _ = penalty
     total = 0.0
     for k in order:
         sample = samples[k]
@@ -335,7 +336,7 @@ def _saga(
     memory, averages, spreads = saga["memory"], saga["averages"], saga["spreads"]
     coupling, heads, loss, penalty, schedule = settings
     mixing, kappa = coupling
-    alpha, task_rarity, class_rarity, kind = penalty
+    alpha, task_rarity, class_rarity, kind, task_alpha = penalty
     shared_average, specific_average, intercept_average = averages
     rate, n = schedule[0], len(samples)
     total = 0.0
@@ -372,8 +373,10 @@ def _saga(
             shrink[-1] = 0.0
         v, a = specific[own], specific_average[own]
         moved = v - rate * gain * (gradient + often_own * a)
-        moved = _soft(moved, np.sqrt(kappa[task]) * rate * alpha * shares[2] * shrink)
-        specific[own] = moved / (1 + rate * alpha * shares[3] * shrink)
+        moved = _soft(
+            moved, rate * np.sqrt(kappa[task] * alpha * task_alpha[task]) * shares[2] * shrink
+        )
+        specific[own] = moved / (1 + rate * task_alpha[task] * shares[3] * shrink)
         touched = gradient * (gain > 0)
         specific_average[own] = a + touched / n
         if kind in (SHARED, COUPLED):
@@ -485,7 +488,7 @@ def _general_step(w, squares, drift, q, seldom, root, l1, l2, rate, lag):
 def _run_general(rows, samples, order, shared, specific, intercept, *settings, **general):
     coupling, heads, loss, penalty, schedule = settings
     mixing, kappa = coupling
-    alpha, task_rarity, class_rarity, kind = penalty
+    alpha, task_rarity, class_rarity, kind, _ = penalty
     shared_l1, shared_l2, task_l1, task_l2 = (alpha * share for share in general["shares"])
     clip, average_from, squares, drift = general["extras"]
     spreads, step, pace = general["spreads"], general["step"], general["pace"]
