@@ -1,8 +1,9 @@
 """Learned relations: what they gain on real tasks, what they cost, and a full-gradient solver.
 
-Run ``python benchmarks/bench_relations.py [accuracy|school|time|figure]``; real data need ``FASTMTL_DATA``
-(see fastmtl.datasets). The models that do not learn their relations are given their best strength
-of penalty in hindsight, on the test part; the learned ones choose theirs on the training part.
+Run ``python benchmarks/bench_relations.py [accuracy|school|time|figure]``; real data need
+``FASTMTL_DATA`` (see fastmtl.datasets). The models that do not learn their relations are given
+their best strength of penalty in hindsight, on the test part; the learned ones choose theirs on
+the training part.
 """
 
 import statistics

@@ -36,6 +36,7 @@ from fastmtl.metrics import (
     score_part,
 )
 from fastmtl.observations import is_list_form, split_task_column, stack_list, task_codes
+from fastmtl.ridge_fits import RidgeFits
 from fastmtl.splitters import TaskStratifiedKFold
 
 __all__ = ["MultiTaskSGDClassifierCV", "MultiTaskSGDRegressorCV", "PoolingPath", "pooling_path"]
@@ -126,6 +127,14 @@ class TaskData:
         if self.weight is not None:
             arguments["sample_weight"] = self.weight[rows]
         return estimator.fit(self._rows(rows), self.y[rows], **arguments)
+
+    def exact_fits(self, estimator, folds):
+        """For each fold `RidgeFits` on its training rows, or None where there are none."""
+        found = []
+        for train, _ in folds:
+            parts = (None if a is None else a[train] for a in (self.passed_tasks, self.weight))
+            found.append(RidgeFits.of(estimator, self._rows(train), self.y[train], *parts))
+        return found
 
     def _rows(self, rows):
         if isinstance(self.X, tuple):  # the inputs of a network
@@ -237,19 +246,22 @@ def strength_parameter(estimator):
     return prefix + "alpha" if prefix + "alpha" in names else prefix + "C"
 
 
-def _path_of_fold(estimator, data, fold, kappas, strength, metric, average):
+def _path_of_fold(estimator, data, fold, ridge, kappas, strength, metric, average):
     """Scores along the path on one fold: from pooled outwards, each fit starting at the last."""
     train, test = fold
     model = clone(estimator)
-    warm = hasattr(model, "_solver") and model._solver() == "saga"
+    warm = ridge is None and hasattr(model, "_solver") and model._solver() == "saga"
     if warm:
         model.set_params(warm_start=True)
     found = {}
     for kappa in sorted(kappas):
         if np.isinf(kappa) and warm:
             model = clone(estimator)  # has no shared part to start from
-        model.set_params(**parameters_at(model, kappa, strength))
-        data.fit(model, train)
+        parameters = parameters_at(estimator, kappa, strength)
+        if ridge is not None:
+            model = ridge.fit(**parameters)
+        else:
+            data.fit(model.set_params(**parameters), train)
         found[kappa] = data.scores(model, test, metric, average)
     each, averaged = zip(*(found[kappa] for kappa in kappas))
     return np.array(each), np.array(averaged)
@@ -329,10 +341,11 @@ def pooling_path(
     check_average(average)
     data = TaskData(estimator, X, y, tasks, sample_weight)
     folds = data.folds(cv)
-    jobs = [(alpha, fold) for alpha in alphas for fold in folds]
+    exact = data.exact_fits(estimator, folds)
     found = joblib.Parallel(n_jobs, prefer="threads")(
-        joblib.delayed(_path_of_fold)(estimator, data, fold, kappas, alpha, metric, average)
-        for alpha, fold in jobs
+        joblib.delayed(_path_of_fold)(estimator, data, *fold, kappas, alpha, metric, average)
+        for alpha in alphas
+        for fold in zip(folds, exact)
     )
     shape = (len(alphas), len(folds), len(kappas))
     each = np.array([f[0] for f in found]).reshape(*shape, data.n_tasks)
@@ -602,6 +615,7 @@ class _MultiTaskSGDCV(BaseEstimator):
         sign = 1.0 if metric.greater_is_better else -1.0
         alphas, kappas, others = grid
         found = {}  # (coupling's place, strength, kappa): scores of folds
+        folds = list(zip(folds, data.exact_fits(base, folds)))
 
         def path(alphas, kappas):
             # a strength already seen with these κ is not fitted again
@@ -610,7 +624,7 @@ class _MultiTaskSGDCV(BaseEstimator):
                 new = [k for k in kappas if (None, alpha, k) not in found]
                 jobs += [(alpha, new, fold) for fold in folds] if new else []
             results = joblib.Parallel(self.n_jobs, prefer="threads")(
-                joblib.delayed(_path_of_fold)(base, data, fold, new, a, metric, self.average)
+                joblib.delayed(_path_of_fold)(base, data, *fold, new, a, metric, self.average)
                 for a, new, fold in jobs
             )
             for (alpha, new, _), (_, averaged) in zip(jobs, results):
@@ -624,7 +638,7 @@ class _MultiTaskSGDCV(BaseEstimator):
             jobs = [(a, fold) for a in alphas for fold in folds if (place, a, np.nan) not in found]
             results = joblib.Parallel(self.n_jobs, prefer="threads")(
                 joblib.delayed(_fit_and_score)(
-                    base, data, fold, {"coupling": others[place], "alpha": a}, metric, self.average
+                    base, data, *fold, {"coupling": others[place], "alpha": a}, metric, self.average
                 )
                 for a, fold in jobs
             )
@@ -755,9 +769,11 @@ def _best(found):
     return list(found)[int(np.nanargmax(means))]
 
 
-def _fit_and_score(estimator, data, fold, parameters, metric, average):
-    model = clone(estimator).set_params(**parameters)
-    data.fit(model, fold[0])
+def _fit_and_score(estimator, data, fold, ridge, parameters, metric, average):
+    if ridge is not None and resolve_coupling(parameters["coupling"]).learning is None:
+        model = ridge.fit(**parameters)
+    else:
+        model = data.fit(clone(estimator).set_params(**parameters), fold[0])
     return data.scores(model, fold[1], metric, average)[1]
 
 

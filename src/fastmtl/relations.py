@@ -552,6 +552,20 @@ def width_for(n_tasks):
     return max(2, min(MAX_WIDTH, int(np.sqrt(MEMORY / n_tasks))))
 
 
+def coordinates(X, intercept):
+    """Rows with a constant last, where there is an intercept, and L for an Ω of features alike."""
+    rows = np.asarray(X.toarray() if sp.issparse(X) else X, dtype=np.float64)
+    p = rows.shape[1]
+    if intercept == "none":
+        return rows, np.eye(p)
+    rows, root = np.column_stack([rows, np.ones(len(rows))]), np.eye(p + 1)
+    if intercept == "shared":
+        root = root[:, :p]
+    elif intercept == "free":
+        root[-1, -1] = FREE
+    return rows, root
+
+
 def learn_relations(
     X, row, task_start, families, loss, intercept, *, rank="auto", features="identity"
 ):
@@ -581,18 +595,8 @@ def learn_relations(
                 f"{n_tasks} tasks, but X has {d}; use 'identity'"
             )
         components = randomized_svd(X, width, random_state=0)[2].T
-        rows = np.asarray(X @ components, dtype=np.float64)
-    else:
-        rows = np.asarray(X.toarray() if sp.issparse(X) else X, dtype=np.float64)
-    p = rows.shape[1]
-    root = np.eye(p)
-    if intercept != "none":
-        rows = np.column_stack([rows, np.ones(len(rows))])
-        root = np.eye(p + 1)
-        if intercept == "shared":
-            root = root[:, :p]
-        elif intercept == "free":
-            root[-1, -1] = FREE
+        X = X @ components
+    rows, root = coordinates(X, intercept)
     data = Data(rows, row, task_start, families, loss, intercept in ("shared", "coupled"))
     relations, starts, value = learn(data, root, rank=rank, features=features)
     return _normalised(relations, starts, value, data, components, intercept)
