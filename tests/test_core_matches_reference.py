@@ -93,7 +93,7 @@ def assert_same(got, want, dtype, factor, label):
                 g.astype(np.float64),
                 w.astype(np.float64),
                 rtol=0,
-                atol=factor * TOLERANCE[dtype] * scale,
+                atol=factor * max(TOLERANCE[dtype], TOLERANCE.get(w.dtype, 0)) * scale,
                 err_msg=label,
             )
 

@@ -175,6 +175,22 @@ def test_out_of_any_layout_is_filled(tmp_path):
     np.testing.assert_array_equal(square, fastmtl.sigmoid_kernel(X))
 
 
+@pytest.mark.parametrize("sparse", [False, True])
+def test_float32_out_of_float64_rows_rounds_what_float64_gives(sparse):
+    rng = np.random.default_rng(0)
+    # Far from the origin, where float32 arithmetic would lose the distances.
+    X, Y = 1e4 + rng.normal(size=(1500, 3)), 1e4 + rng.normal(size=(203, 3))
+    as_given = sp.csr_matrix if sparse else np.asarray
+    for other in (None, as_given(Y)):
+        want = fastmtl.rbf_kernel(as_given(X), other, gamma=0.1)
+        out = np.empty(want.shape, dtype=np.float32)
+        fastmtl.rbf_kernel(as_given(X), other, gamma=0.1, out=out)
+        np.testing.assert_array_equal(out, want.astype(np.float32))
+        buffer = fastmtl.kernels.empty_gram(*want.shape, np.float32)
+        fastmtl.rbf_kernel(as_given(X), other, gamma=0.1, out=buffer)
+        np.testing.assert_array_equal(buffer, out)
+
+
 def test_the_number_of_threads_does_not_change_a_bit():
     X, Y = data(300, 500, 17)
     one = fastmtl.sigmoid_kernel(X, Y, n_threads=1)
@@ -197,7 +213,7 @@ def test_the_number_of_threads_does_not_change_a_bit():
         ({"c": None}, "c is None"),
         ({"n_threads": 0}, "n_threads is 0"),
         ({"out": np.empty((2, 2))}, r"out has shape \(2, 2\)"),
-        ({"out": np.empty((1, 1), dtype=np.float32)}, "dtype float32"),
+        ({"out": np.empty((1, 1), dtype=np.float16)}, "dtype float16"),
         ({"out": [[0.0]]}, "out is a list"),
     ],
 )

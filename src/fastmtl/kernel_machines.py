@@ -33,6 +33,7 @@ from fastmtl.estimators import (
     score_in_form,
 )
 from fastmtl.kernels import (
+    empty_gram,
     kernel_scale,
     linear_kernel,
     polynomial_kernel,
@@ -50,6 +51,7 @@ __all__ = ["MultiTaskKernelRidge", "MultiTaskSVC", "MultiTaskSVR"]
 BLOCK_ENTRIES = 4_000_000  # of the Gram matrix between queries and training rows, at a time
 LIBSVM_LIMIT = 10_000_000
 ROUNDING = 1e-7  # eigenvalues this far below zero, relative to the greatest, count as zero
+SMALL_TOL = 1e-5  # below, the rounding of a float32 Gram matrix would show
 
 
 # name: (function of two matrices, the estimator's parameters that it takes)
@@ -168,7 +170,7 @@ class _KernelMachine(TaskRelations, BaseEstimator):
         ----------
         X : array-like or sparse matrix of shape (n, d), or list of them
             With ``kernel="precomputed"`` the Gram matrix (n, n) of the rows, not a list. float32
-            and float64 are kept as they come; the Gram matrix has the dtype of X.
+            and float64 are kept as they come.
         y : array-like of shape (n,) or (n, n_tasks), or list of arrays
             Targets: one per row with `tasks`; or a column per task, NaN (or None) where a label is
             missing; or a list with an array per task for a list X.
@@ -292,19 +294,19 @@ class _KernelMachine(TaskRelations, BaseEstimator):
         )
         return Factors(learned.mixing, learned.kappa)
 
-    def _gram(self, kernel, rows):
+    def _gram(self, kernel, rows, dtype):
         """The whole Gram matrix, or None where it exceeds `cache_size`."""
         n = rows.shape[0]
         if kernel is None:
             _check_symmetric(rows, "X is a precomputed Gram matrix that")
             return rows
-        if n * n * rows.dtype.itemsize > self.cache_size * 2**20:
+        if n * n * np.dtype(dtype).itemsize > self.cache_size * 2**20:
             return None
-        gram = kernel(rows, n_threads=self.n_threads)
-        if kernel.own:
-            _check_symmetric(gram, "kernel returned a Gram matrix that")
-            gram = np.ascontiguousarray(gram, dtype=rows.dtype)
-        return gram
+        if not kernel.own:
+            return kernel(rows, n_threads=self.n_threads, out=empty_gram(n, n, dtype))
+        gram = kernel(rows)
+        _check_symmetric(gram, "kernel returned a Gram matrix that")
+        return np.ascontiguousarray(gram, dtype=rows.dtype)
 
     def _repaired(self, gram):
         """The Gram matrix with its negative eigenvalues gone, and what maps k(x, ·) to match it."""
@@ -459,8 +461,14 @@ class _SupportVectorMachine(_KernelMachine):
         if self.max_iter == 0:
             raise ValueError("max_iter is 0; pass a positive integer, or -1 for no limit")
 
+    def _gram_dtype(self, rows):
+        """float32, as libsvm has it, unless a spectrum or a small tol asks for every digit."""
+        coarse = self.indefinite == "smo" and self.tol >= SMALL_TOL
+        return np.float32 if coarse else rows.dtype
+
     def _solve(self, kernel, rows, row, observations, classes, weight, factors):
-        gram, projection = self._repaired(self._gram(kernel, rows))
+        dtype = self._gram_dtype(rows)
+        gram, projection = self._repaired(self._gram(kernel, rows, dtype))
         n_rows, n_tasks = rows.shape[0], observations.n_tasks
         if gram is None:
             diagonal = kernel.diagonal(rows).astype(np.float64)
@@ -481,8 +489,8 @@ class _SupportVectorMachine(_KernelMachine):
             kept, target, present = problem
             cache, entries = None, gram
             if gram is None:
-                room = self.cache_size * 2**20 / n_jobs / rows.dtype.itemsize
-                cache = RowCache(compute, n_rows, room, rows.dtype)
+                room = self.cache_size * 2**20 / n_jobs / np.dtype(dtype).itemsize
+                cache = RowCache(compute, n_rows, room, dtype)
                 entries = cache.rows
             return self._solve_one(
                 watch.ticker(),
@@ -629,7 +637,8 @@ class MultiTaskSVC(ClassifierMixin, _SupportVectorMachine):
         changes their sign, which costs an eigendecomposition, O(n³), and makes the problem convex;
         the kernel of new rows is mapped alike. Each warns when it met an indefinite kernel.
     tol : float, default=1e-3
-        The greatest violation of the optimality conditions to leave, as in libsvm.
+        The greatest violation of the optimality conditions to leave, as in libsvm. From 1e-5 on the
+        Gram matrix is kept in float32, also as in libsvm, of entries computed in the dtype of X.
     max_iter : int, default=-1
         The most steps per class, -1 for libsvm's limit of ten million or 100 n.
     shrinking : bool, default=False
@@ -1106,7 +1115,7 @@ class MultiTaskKernelRidge(_Regressor, _KernelMachine):
         check_number(self, "alpha", low=0.0, open_low=True)
 
     def _solve(self, kernel, rows, row, observations, classes, weight, factors):
-        gram, projection = self._repaired(self._gram(kernel, rows))
+        gram, projection = self._repaired(self._gram(kernel, rows, rows.dtype))
         if gram is None:
             raise ValueError(
                 f"the Gram matrix of {rows.shape[0]} rows exceeds cache_size="

@@ -57,7 +57,8 @@ def sigmoid_kernel(X, Y=None, *, sigma=1.0, c=0.0, out=None, n_threads=None):
         Offset added to the inner product.
     out : ndarray of shape (n, m), default=None
         Where to write, of the result's dtype and any layout, a memory map included. Reusing `out`
-        saves the page faults of fresh memory.
+        saves the page faults of fresh memory. float32 for float64 rows computes in float64 and
+        rounds what it stores.
     n_threads : int or None, default=None
         Threads; None takes all cores where the matrix is large enough to pay.
 
@@ -252,7 +253,7 @@ def iter_gram(X, Y=None, *, kernel="sigmoid", block_rows=1024, n_threads=None, *
         if isinstance(parameters.get(name), str):
             parameters[name] = kernel_scale(X, parameters[name], name)
     dtype = X.dtype if X.dtype == Y.dtype else np.dtype(np.float64)
-    buffer = _empty(min(block_rows, X.shape[0]), Y.shape[0], dtype)
+    buffer = empty_gram(min(block_rows, X.shape[0]), Y.shape[0], dtype)
 
     def blocks():
         for begin in range(0, X.shape[0], block_rows):
@@ -442,9 +443,10 @@ def _gram(X, Y, out, n_threads, function, scale, shift, degree=0, *, distance=No
         Y = other
     n, m, dtype = X.shape[0], other.shape[0], X.dtype
     if out is None:
-        out = _empty(n, m, dtype)
+        out = empty_gram(n, m, dtype)
     else:
         _check_out(out, (n, m), dtype)
+        dtype = out.dtype
     if sp.issparse(X) or sp.issparse(other):
         return _sparse_gram(
             X, other, out, n_threads, function, scale, shift, degree, distance, Y is None
@@ -462,7 +464,7 @@ def _gram(X, Y, out, n_threads, function, scale, shift, degree=0, *, distance=No
         first, second = (X, None) if Y is None else (Y, X)
         core.gram(first, second, out.T, *arguments, column_term, row_term, threads)
     else:
-        result = _empty(n, m, dtype)
+        result = empty_gram(n, m, dtype)
         core.gram(X, Y, result, *arguments, row_term, column_term, threads)
         out[...] = result
     return out
@@ -485,7 +487,7 @@ def _sparse_gram(X, Y, out, n_threads, function, scale, shift, degree, distance,
             product = np.ascontiguousarray((transposed.T @ X[rows].T).T)
         # The product of one feature with 1: the same epilogue, on numbers that are ready.
         _apply(
-            np.ascontiguousarray(product, dtype=out.dtype),
+            np.ascontiguousarray(product),
             out[rows],
             function,
             scale,
@@ -526,7 +528,7 @@ def _rows(X, name):
         and X.ndim == 2
         and X.size
         and (X.flags.c_contiguous or _has_plain_rows(X))
-        and math.isfinite(np.vdot(X, X))  # no is not certain: squares may overflow
+        and math.isfinite(np.einsum("ij,ij->", X, X))  # no is not certain: squares may overflow
     ):
         return X
     if isinstance(X, list | tuple):
@@ -558,7 +560,7 @@ def _check_form(form):
 def _check_out(out, shape, dtype):
     if not isinstance(out, np.ndarray):
         raise ValueError(f"out is a {type(out).__name__}; pass a numpy array")
-    if out.shape != shape or out.dtype != dtype:
+    if out.shape != shape or (out.dtype != dtype and out.dtype != np.float32):
         raise ValueError(
             f"out has shape {out.shape} and dtype {out.dtype}; the result has {shape} and {dtype}"
         )
@@ -566,7 +568,7 @@ def _check_out(out, shape, dtype):
         raise ValueError("out is read-only; pass a writeable array")
 
 
-def _empty(n, m, dtype):
+def empty_gram(n, m, dtype):
     """Uninitialised (n, m), starting at a cache line so that stores can bypass the cache."""
     itemsize = np.dtype(dtype).itemsize
     if n * m * itemsize >= LARGE:

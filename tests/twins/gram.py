@@ -13,7 +13,7 @@ def gram(rng, dtype):
                 Y = X if symmetric else rng.normal(size=(m, d)).astype(dtype) / np.sqrt(d)
                 terms = function in (0, 3)
                 row, column = -(X**2).sum(axis=1), -(Y**2).sum(axis=1)
-                yield {
+                case = {
                     "X": X.astype(dtype),
                     "Y": None if symmetric else Y.astype(dtype),
                     "out": np.zeros((len(X), len(Y)), dtype=dtype),
@@ -25,11 +25,14 @@ def gram(rng, dtype):
                     "column_term": column.astype(dtype) if terms else None,
                     "n_threads": 1,
                 }
+                yield case
+                if dtype == np.float64 and function in (1, 3):
+                    yield {**case, "out": np.zeros((len(X), len(Y)), dtype=np.float32)}
 
 
 def gram_product(rng, dtype):
     for case in gram(rng, dtype):
-        if case["Y"] is None:
+        if case["Y"] is None or case["out"].dtype != dtype:
             continue
         for n_vectors in (1, 3):
             vectors = rng.normal(size=(n_vectors, len(case["Y"]))).astype(dtype)
@@ -39,7 +42,7 @@ def gram_product(rng, dtype):
 
 def gram_gradient(rng, dtype):
     for case in gram(rng, dtype):
-        if case["Y"] is None or case["function"] < 5:
+        if case["Y"] is None or case["function"] < 5 or case["out"].dtype != dtype:
             continue
         shape = case["out"].shape
         yield {

@@ -22,6 +22,7 @@ typedef struct {
     void *out;            /* out_stride apart */
     int64_t out_stride;
     int32_t stream;       /* write past the cache: large, aligned outputs */
+    int32_t narrow;       /* out is float, though X and Y are double */
     /* for products: rows of m numbers, vector_stride apart, each one vector */
     const void *vectors;
     int64_t vector_stride, n_vectors;

@@ -28,7 +28,7 @@ cdef extern from "gram.h" nogil:
         int32_t function, degree
         void *out
         int64_t out_stride
-        int32_t stream
+        int32_t stream, narrow
         const void *vectors
         int64_t vector_stride, n_vectors
         const void *weights
@@ -112,14 +112,15 @@ def gram(X, Y, out, int function, double scale, double shift, int degree, row_te
         row, column = _Rows(row_term, "row_term", 1), _Rows(column_term, "column_term", 1)
         if row.n != x.n or column.n != y.n or row.letter != x.letter or column.letter != x.letter:
             raise ValueError("shapes or dtypes do not agree")
-    if to.n != x.n or to.d != y.n or to.letter != x.letter:
+    if to.n != x.n or to.d != y.n or (to.letter != x.letter and to.letter != b"f"):
         raise ValueError("shapes or dtypes do not agree")
     _state(&P, x, to, function, scale, shift, degree)
+    P.narrow = to.letter != x.letter
     if row is not None:
         P.row_term = row.data
         P.column_term = column.data
     P.stream = (
-        x.n * y.n * x.size >= STREAM_BYTES
+        x.n * y.n * to.size >= STREAM_BYTES
         and <uintptr_t>to.data % CACHE_LINE == 0
         and to.stride * to.size % CACHE_LINE == 0
     )
@@ -187,7 +188,7 @@ cdef _state(gram_problem *P, _Rows x, _Rows out, int function, double scale, dou
     P.degree = degree
     P.out = out.data
     P.out_stride = out.stride
-    P.stream = 0
+    P.stream = P.narrow = 0
     P.vectors = P.weights = NULL
     P.vector_stride = P.n_vectors = P.weight_stride = 0
 
@@ -244,7 +245,7 @@ cdef void _columns(const gram_table *table, gram_problem *P, char *y, int64_t y_
                        min(panel, width - p * panel), d, packed + p * panel * d * size)
         part.m = width
         if task <= MIRRORED:
-            part.out = <char *>P.out + begin * size
+            part.out = <char *>P.out + begin * (4 if P.narrow else size)
         elif task == PRODUCT:
             part.vectors = <const char *>P.vectors + begin * size
         else:

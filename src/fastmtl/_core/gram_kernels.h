@@ -5,6 +5,7 @@
  * panel with all its sums in registers. Deep products (d > DEPTH) keep sums in a scratch tile, so
  * that a panel's slice stays in the first-level cache. The symmetric matrix keeps a copy of a
  * tile's panel, which stays in that cache too, and writes it transposed when the panel is done.
+ * Double results wanted as float are rounded from a scratch tile.
  */
 #include "simd/vector_math.h"
 
@@ -116,14 +117,18 @@ static inline __attribute__((always_inline)) void NAME(block)(
     }
     const vec scale = splat((real)P->scale), shift = splat((real)P->shift);
     const real *row_term = (const real *)P->row_term, *column_term = (const real *)P->column_term;
-    if (rows == BLOCK_ROWS && columns == PANEL && sink != TO_GRADIENT && !row_term) {
+    if (rows == BLOCK_ROWS && columns == PANEL && sink != TO_GRADIENT) {
         /* The common case, without a branch between vectors that depends on more than a flag. */
         const int32_t stream = P->stream, degree = P->degree;
 #pragma GCC unroll 8
         for (int b = 0; b < BLOCK_ROWS; b++)
 #pragma GCC unroll 4
             for (int v = 0; v < PANEL_VECS; v++) {
-                const vec z = NAME(kernel_function)(function, degree, scale * sum[b][v] + shift);
+                /* added in an order that makes (i, j) and (j, i) equal to the last bit */
+                const vec own =
+                    row_term ? shift + (splat(row_term[i + b]) + load(column_term + j + v * LANES))
+                             : shift;
+                const vec z = NAME(kernel_function)(function, degree, scale * sum[b][v] + own);
                 real *target = out + b * out_stride + v * LANES;
                 if (stream) NAME(stream)(target, z);
                 else store(target, z);
@@ -138,7 +143,6 @@ static inline __attribute__((always_inline)) void NAME(block)(
             vec own = shift;
             if (row_term) {
                 const real *term = column_term + j + v * LANES;
-                /* added in an order that makes (i, j) and (j, i) equal to the last bit */
                 own += splat(row_term[i + b]) + (left >= LANES ? load(term) : load_partial(term, left));
             }
             const vec z = NAME(kernel_function)(function, P->degree, scale * sum[b][v] + own);
@@ -231,8 +235,69 @@ static NAME(tile_function) *const NAME(to_mirror)[] = {
 
 #define SUMS ((TILE_ROWS + BLOCK_ROWS) * TILE_PANELS * PANEL)
 
+#if !IS_F32
+/* LANES doubles as floats. */
+static inline void NAME(narrow)(float *p, vec v, int32_t stream) {
+#if VEC_BYTES
+    typedef float narrow_t __attribute__((vector_size(LANES * sizeof(float))));
+    typedef float unaligned_t
+        __attribute__((vector_size(LANES * sizeof(float)), aligned(sizeof(float)), may_alias));
+    const narrow_t rounded = __builtin_convertvector(v, narrow_t);
+#if TARGET_LEVEL == 2
+    if (stream) _mm256_stream_ps(p, (__m256)rounded);
+    else *(unaligned_t *)p = rounded;
+#elif TARGET_LEVEL == 1
+    if (stream) _mm_stream_ps(p, (__m128)rounded);
+    else *(unaligned_t *)p = rounded;
+#else
+    *(unaligned_t *)p = rounded;
+#endif
+#else
+    *p = (float)v;
+#endif
+}
+
+/* The tile in scratch, then in out[i.., j..] and, where wanted, out[j.., i..] as floats. */
+static void NAME(narrow_tile)(const gram_problem *P, int64_t i, int64_t i_end, int64_t j,
+                              int64_t j_end, int mirrored, real *scratch) {
+    real *tile = scratch + SUMS;
+    const int64_t stride = TILE_PANELS * PANEL, rows = i_end - i, columns = j_end - j;
+    const int64_t whole_rows = rows / LANES * LANES, whole_columns = columns / LANES * LANES;
+    gram_problem cached = *P;
+    cached.stream = 0;
+    NAME(to_out)[P->function](&cached, i, i_end, j, j_end, scratch, tile, stride, NULL);
+    float *out = (float *)P->out + i * P->out_stride + j;
+    for (int64_t r = 0; r < rows; r++, out += P->out_stride) {
+        for (int64_t c = 0; c < whole_columns; c += LANES)
+            NAME(narrow)(out + c, load(tile + r * stride + c), P->stream);
+        for (int64_t c = whole_columns; c < columns; c++) out[c] = (float)tile[r * stride + c];
+    }
+    if (!mirrored) return;
+    out = (float *)P->out + j * P->out_stride + i;
+    for (int64_t c = 0; c < whole_columns; c += LANES)
+        for (int64_t r = 0; r < whole_rows; r += LANES) {
+            vec square[LANES];
+#pragma GCC unroll 16
+            for (int a = 0; a < LANES; a++) square[a] = load(tile + (r + a) * stride + c);
+            transpose_square(square);
+#pragma GCC unroll 16
+            for (int a = 0; a < LANES; a++)
+                NAME(narrow)(out + (c + a) * P->out_stride + r, square[a], P->stream);
+        }
+    for (int64_t c = 0; c < columns; c++)
+        for (int64_t r = c < whole_columns ? whole_rows : 0; r < rows; r++)
+            out[c * P->out_stride + r] = (float)tile[r * stride + c];
+}
+#endif
+
 static void NAME(tile)(const gram_problem *P, int64_t i, int64_t i_end, int64_t j, int64_t j_end,
                        void *scratch) {
+#if !IS_F32
+    if (P->narrow) {
+        NAME(narrow_tile)(P, i, i_end, j, j_end, 0, (real *)scratch);
+        return;
+    }
+#endif
     NAME(to_out)[P->function](P, i, i_end, j, j_end, (real *)scratch,
                               (real *)P->out + i * P->out_stride + j, P->out_stride, NULL);
 }
@@ -246,6 +311,12 @@ static void NAME(mirrored_tile)(const gram_problem *P, int64_t i, int64_t i_end,
         return;
     }
     real *sums = (real *)scratch;
+#if !IS_F32
+    if (P->narrow) {
+        NAME(narrow_tile)(P, i, i_end, j, j_end, 1, sums);
+        return;
+    }
+#endif
     NAME(to_mirror)[P->function](P, i, i_end, j, j_end, sums,
                                  (real *)P->out + i * P->out_stride + j, P->out_stride,
                                  sums + SUMS);
