@@ -28,6 +28,7 @@ from fastmtl._core import network as core
 from fastmtl.layers import (
     GRU,
     LSTM,
+    RNN,
     Concat,
     Conv2D,
     Dense,
@@ -35,7 +36,9 @@ from fastmtl.layers import (
     Flatten,
     LayerNorm,
     MaxPool2D,
+    blocks,
     compile_trunk,
+    initial_parameters,
 )
 from fastmtl.reference import network as reference
 
@@ -213,6 +216,21 @@ def test_what_lies_past_a_sequences_end_does_not_matter(layer):
     np.testing.assert_array_equal(again.predict(other, lengths=lengths), want)
     alone = [model.predict(X[i : i + 1], lengths=lengths[i : i + 1])[0] for i in range(20)]
     np.testing.assert_allclose(alone, want[:20], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("layer", "n_gates"), [(RNN(8), 1), (LSTM(8, forget_bias=2.0), 4), (GRU(8), 3)]
+)
+def test_states_start_with_gates_that_keep_the_length_of_what_flows_back(layer, n_gates):
+    trunk = compile_trunk([layer], [(5, 3)])
+    parameters = initial_parameters(trunk, np.random.default_rng(0))
+    own = {name: parameters[at].reshape(shape) for name, at, shape in blocks(trunk, 1)}
+    U = own["recurrent_kernel"]
+    np.testing.assert_allclose(U @ U.T, np.eye(8), atol=1e-12)
+    for gate in np.split(U, n_gates, axis=1):
+        np.testing.assert_allclose(gate.T @ gate, np.eye(8) / n_gates, atol=1e-12)
+    assert own["bias"].sum() == (16.0 if n_gates == 4 else 0.0)
+    assert np.abs(own["kernel"]).max() <= np.sqrt(6 / 11)
 
 
 def test_binary_heads_have_probabilities_and_decisions_that_agree():
@@ -631,6 +649,7 @@ def test_bad_data_is_refused_by_name():
         lambda: Conv2D(2, stride=0),
         lambda: Conv2D(2, padding="full"),
         lambda: Dropout(1.0),
+        lambda: LSTM(3, forget_bias=np.nan),
         lambda: Concat([Dense(2)]),
         lambda: Concat(Dense(2), Dense(2)),
         lambda: compile_trunk([Conv2D(2, 9)], [(4, 4, 1)]),

@@ -5,7 +5,7 @@ import pytest
 from network_trunks import TRUNKS, N, data
 
 from fastmtl import MultiTaskNetworkClassifier, MultiTaskNetworkRegressor
-from fastmtl.layers import Dense, Dropout
+from fastmtl.layers import GRU, LSTM, Dense, Dropout
 
 torch = pytest.importorskip("torch")
 TOLERANCE = {"float32": 1e-5, "float64": 1e-10}
@@ -137,3 +137,30 @@ def test_dropout_is_off_outside_training_in_both():
     model = MultiTaskNetworkRegressor(trunk=[Dense(8), Dropout(0.5)], max_iter=2, random_state=0)
     model.fit(X, X[:, :2])
     assert_close(model.predict(X), model.to_torch().eval()(tensors(X, "float32")), "float32")
+
+
+@pytest.mark.parametrize("layer", [LSTM(6, forget_bias=0.0), GRU(6)])
+def test_adam_over_shuffled_sequences_stays_with_pytorch(layer):
+    rng, X, lengths = data((7, 3), True)
+    task, y = rng.integers(3, size=N), rng.normal(size=N)
+    model = MultiTaskNetworkRegressor(
+        trunk=[layer], coupling="independent", alpha=0.0, dtype="float64", random_state=0
+    )
+    model.set_params(learning_rate_init=1e-300).partial_fit(X, y, tasks=task, lengths=lengths)
+    model.set_params(learning_rate_init=0.01)
+    model._state.moments[...] = model._state.steps = 0
+    module = model.to_torch()
+    optimiser = torch.optim.Adam([p for p in module.parameters() if p.requires_grad], lr=0.01)
+    for step in range(100):
+        rows = np.sort(rng.permutation(N)[: 7 if step % 3 else 1])
+        model.partial_fit(X[rows], y[rows], tasks=task[rows], lengths=lengths[rows])
+        scores = module(tensors(X[rows], "float64"), torch.from_numpy(lengths[rows]))
+        error = scores[range(len(rows)), task[rows]] - torch.from_numpy(y[rows])
+        optimiser.zero_grad()
+        (0.5 * (error**2).sum() / len(rows)).backward()
+        optimiser.step()
+    assert_close(
+        model.transform(X, lengths=lengths),
+        module.features(tensors(X, "float64"), torch.from_numpy(lengths)),
+        "float64",
+    )

@@ -192,17 +192,29 @@ class LSTM(RNN):
         Size of the state.
     return_sequences : bool, default=False
         As in :class:`RNN`.
+    forget_bias : float, default=1.0
+        What the forget gates' biases start from. Positive values remember from the first step
+        [2]_, as long sequences need; short ones may fit and generalise better from 0.
 
     References
     ----------
     .. [1] S. Hochreiter and J. Schmidhuber, "Long short-term memory", Neural Computation 9, 1997.
+    .. [2] F. Gers, J. Schmidhuber and F. Cummins, "Learning to forget: continual prediction with
+       LSTM", Neural Computation 12, 2000.
 
     Examples
     --------
     >>> from fastmtl.layers import LSTM
     >>> LSTM(32)
-    LSTM(units=32, return_sequences=False)
+    LSTM(units=32, return_sequences=False, forget_bias=1.0)
     """
+
+    forget_bias: float = 1.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not isinstance(self.forget_bias, numbers.Real) or not np.isfinite(self.forget_bias):
+            raise ValueError(f"forget_bias of LSTM is {self.forget_bias!r}; pass a finite number")
 
 
 @dataclass(frozen=True)
@@ -498,18 +510,20 @@ def conv_padding(row):
 
 
 def initial_parameters(trunk, rng):
-    """Weights that keep a signal's variance: He for relus, Glorot else, orthogonal for states."""
+    """Weights that keep a signal's variance: He for relus, Glorot else, orthogonal for states.
+
+    The gates' orthogonal matrices are divided by the root of their number: what flows back to the
+    state before is the sum over the gates.
+    """
     parameters = np.zeros(trunk.n_parameters)
     for line, row in enumerate(trunk.table):
         for name, where, shape in blocks(trunk, line):
             if name == "gain":
                 parameters[where] = 1
             elif name == "recurrent_kernel":
-                gates = [
-                    np.linalg.qr(rng.normal(size=(shape[0], shape[0])))[0]
-                    for _ in range(shape[1] // shape[0])
-                ]
-                parameters[where] = np.hstack(gates).ravel()
+                u, n_gates = shape[0], shape[1] // shape[0]
+                gates = [np.linalg.qr(rng.normal(size=(u, u)))[0] for _ in range(n_gates)]
+                parameters[where] = np.hstack(gates).ravel() / np.sqrt(n_gates)
             elif name == "kernel":
                 fan_in = int(np.prod(shape[:-1]))
                 fan_out = shape[-1] * (shape[0] * shape[1] if len(shape) == 4 else 1)
@@ -522,5 +536,5 @@ def initial_parameters(trunk, rng):
                 parameters[where] = draw.ravel()
             elif row[0] == 6:
                 u = int(row[11])
-                parameters[where][u : 2 * u] = 1.0  # remember at first
+                parameters[where][u : 2 * u] = trunk.layers[line].forget_bias
     return parameters
