@@ -4,7 +4,7 @@
 and the step of plain SGD; float32). Every peer has the same architecture, batch and optimiser, and
 runs in the same process; both are shown at their best thread count. Other modes: ``quality``
 compares accuracy on real data, same recipe over several seeds, and the time to PyTorch's accuracy;
-``sharing`` a shared trunk with a network for each task (both need the folder named by
+``sharing`` couplings of the heads, and a network for each task (both need the folder named by
 FASTMTL_DATA); ``tasks`` times 10,000 heads; ``memory`` watches 100 epochs on 100,000 rows.
 """
 
@@ -15,7 +15,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from sklearn.metrics import r2_score
+from sklearn.metrics import r2_score, roc_auc_score
 from sklearn.neural_network import MLPRegressor
 
 import fastmtl
@@ -302,7 +302,12 @@ def quality(seeds, start):
 
 
 def sharing(seeds):
-    """A trunk shared by small tasks against a network for each and a pooled one."""
+    """A trunk shared by small tasks, its heads coupled in several ways, and networks apart."""
+    school(seeds)
+    landmine(seeds)
+
+
+def school(seeds):
     folder = Path(os.environ["FASTMTL_DATA"])
     with np.load(folder / "school.npz") as file:
         X, y, task = file["X"].astype(np.float64), file["y"].astype(np.float64), file["task"]
@@ -320,7 +325,7 @@ def sharing(seeds):
         centre, scale = y[train].mean(), y[train].std()
         z = (y - centre) / scale
         guesses = []
-        for coupling in ("mean", "pooled"):
+        for coupling in ("mean", "learn", "pooled"):
             model = MultiTaskNetworkRegressor(coupling=coupling, random_state=seed, **settings)
             model.fit(X[train], z[train], tasks=task[train])
             guesses.append(model.predict(X[~train], tasks=task[~train]))
@@ -331,8 +336,35 @@ def sharing(seeds):
             apart[task[~train] == t] = model.predict(X[~train & (task == t)])
         truth = z[~train]
         found.append([1 - ((truth - g) ** 2).sum() / (truth**2).sum() for g in (*guesses, apart)])
-    for name, column in zip(("shared trunk, own heads", "pooled", "a network each"), zip(*found)):
-        print(f"{np.mean(column):8.3f} ± {np.std(column):.3f} explained variance: School, {name}")
+    names = ("mean", "learn", "pooled", "a network each")
+    for name, column in zip(names, zip(*found)):
+        print(f"{np.mean(column):8.4f} ± {np.std(column):.4f} explained variance: School, {name}")
+
+
+def landmine(seeds):
+    folder = Path(os.environ["FASTMTL_DATA"])
+    with np.load(folder / "landmine.npz") as file:
+        X, y, task = file["X"].astype(np.float64), file["y"].astype(int), file["task"]
+    X = (X - X.mean(0)) / X.std(0)
+    settings = {"hidden_layer_sizes": (16,), "max_iter": 20, "alpha": 1e-2, "weight_decay": 1e-3}
+    couplings = "mean", "learn", "pooled", "independent"
+    found, ground = [], np.arange(29) < 15
+    for seed in range(seeds):
+        train = np.random.default_rng(seed).random(len(y)) < 0.5
+        for coupling in couplings:
+            model = MultiTaskNetworkClassifier(coupling=coupling, random_state=seed, **settings)
+            model.fit(X[train], y[train], tasks=task[train])
+            scores, own = model.decision_function(X[~train], tasks=task[~train]), task[~train]
+            auc = [roc_auc_score(y[~train][own == t], scores[own == t]) for t in range(29)]
+            found.append(np.mean(auc))
+            if coupling == "learn":
+                R = model.task_correlation_
+                print(
+                    f"{'':19}correlation across the two kinds of ground, seed {seed}: "
+                    f"{R[ground][:, ~ground].mean():.2f}"
+                )
+    for name, column in zip(couplings, np.reshape(found, (seeds, -1)).T):
+        print(f"{np.mean(column):8.4f} ± {np.std(column):.4f} average AUC: Landmine, {name}")
 
 
 def many_tasks():

@@ -11,7 +11,6 @@ from sklearn.base import clone
 
 from fastmtl import (
     MultiTaskKernelRidge,
-    MultiTaskNetworkRegressor,
     MultiTaskSGDClassifier,
     MultiTaskSGDRegressor,
     MultiTaskSVC,
@@ -471,13 +470,6 @@ def test_kernel_machines_learn_relations(kind, kernel):
         .fit(rows, target, tasks=task)
     )
     np.testing.assert_array_equal(given.dual_coef_, model.dual_coef_)
-
-
-def test_networks_say_that_they_take_given_couplings():
-    with pytest.raises(ValueError, match="networks take one that is given"):
-        MultiTaskNetworkRegressor(coupling="learn").fit(
-            np.eye(4), np.arange(4.0), tasks=[0, 0, 1, 1]
-        )
 
 
 def test_kernel_machines_have_no_features_to_scale():

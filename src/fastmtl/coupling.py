@@ -28,6 +28,13 @@ class Factors(NamedTuple):
     def covariance(self):
         return self.mixing @ self.mixing.T + np.diag(self.kappa)
 
+    def extended(self, n_tasks):
+        """With a row of B and κ for each task that came later: the mean of those known."""
+        mixing, kappa = self
+        new = n_tasks - len(kappa)
+        mixing = np.vstack([mixing, np.tile(mixing.mean(axis=0), (new, 1))])
+        return Factors(mixing, np.append(kappa, [kappa.mean()] * new))
+
 
 class Learning(NamedTuple):
     """What a coupling that is learned asks for; see `TaskCoupling.learn`."""

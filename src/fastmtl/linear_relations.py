@@ -56,11 +56,7 @@ class LinearRelations:
         return answer
 
     def extended(self, n_tasks):
-        """With a row of B and κ for each task that came later: the mean of those known."""
-        mixing, kappa = self.factors
-        new = n_tasks - len(kappa)
-        mixing = np.vstack([mixing, np.tile(mixing.mean(axis=0), (new, 1))])
-        return replace(self, factors=Factors(mixing, np.append(kappa, [kappa.mean()] * new)))
+        return replace(self, factors=self.factors.extended(n_tasks))
 
 
 def learn_linear(model, training, learning):

@@ -57,8 +57,11 @@ class MultiTaskNetworkRegressor(RegressorMixin, _WithLosses):
     hidden_layer_sizes : tuple of int or int, default=(64, 32)
     activation : str, default="relu"
         Of the dense layers of `hidden_layer_sizes`; see :class:`fastmtl.layers.Dense`.
-    coupling : {"mean", "independent", "pooled"} or TaskCoupling, default="mean"
-        How the heads share: one shared head plus a task's own, nothing, or all.
+    coupling : {"mean", "independent", "pooled", "learn"} or TaskCoupling, default="mean"
+        How the heads share: one shared head plus a task's own, nothing, all, or relations that are
+        learned while the trunk is: after 4, 16, 64, … epochs C maximises the marginal likelihood of
+        the labels given the features (:meth:`TaskCoupling.learn`, of which networks take `rank`),
+        and training goes on from the same heads under it.
     alpha : float, default=1e-4
         Penalty of the heads, non-negative.
     weight_decay : float, default=0.0
@@ -121,7 +124,9 @@ class MultiTaskNetworkRegressor(RegressorMixin, _WithLosses):
     coef_, intercept_ : ndarray of shape (n_tasks, n_features) and (n_tasks,)
         The heads.
     mixing_, kappa_ : ndarray of shape (n_tasks, R) and (n_tasks,)
-        B and κ of the coupling.
+        B and κ of the coupling, given or learned.
+    task_covariance_, task_correlation_ : ndarray of shape (n_tasks, n_tasks)
+        C = B Bᵀ + diag(κ), and the same scaled to a diagonal of ones.
     n_tasks_, n_iter_, n_features_in_ : int
     history_ : list of dict
         Of each epoch: ``loss`` (weighted sum over the labels, divided by the rows), ``task_loss``
@@ -318,6 +323,7 @@ class MultiTaskNetworkClassifier(ClassifierMixin, NetworkBase):
         The class labels; for Y (n, n_tasks) a list with those of each task.
     task_classes_ : list of ndarray
         The class labels of each task, in every form.
+    task_covariance_, task_correlation_
     tasks_, coef_, intercept_, mixing_, kappa_, n_tasks_, n_iter_, n_features_in_, history_
         As in :class:`MultiTaskNetworkRegressor`; with softmax, ``coef_`` has a row per task and
         class.
@@ -464,7 +470,8 @@ class MultiTaskNetwork(_WithLosses):
     trunk, hidden_layer_sizes, activation
         The layers; see :class:`MultiTaskNetworkRegressor`.
     coupling, alpha, weight_decay
-        How heads share, and the penalties. The default coupling is ``"independent"`` here.
+        How heads share, and the penalties. The default coupling is ``"independent"`` here; to be
+        learned, it needs losses of one kind.
     solver, learning_rate_init, learning_rate, batch_size, max_iter
         The optimiser.
     momentum, beta_1, beta_2, epsilon, clip_norm, gradient_surgery
@@ -478,6 +485,7 @@ class MultiTaskNetwork(_WithLosses):
     ----------
     task_classes_ : list of ndarray or None
         The classes of each task; None for a regression task.
+    task_covariance_, task_correlation_
     tasks_, coef_, intercept_, mixing_, kappa_, n_tasks_, n_iter_, n_features_in_, history_
         As in :class:`MultiTaskNetworkRegressor`, with a row of ``coef_`` per output.
 

@@ -12,24 +12,24 @@ from sklearn.utils.validation import check_is_fitted
 
 from fastmtl._core import network as core
 from fastmtl.config import resolve_threads
-from fastmtl.coupling import resolve_coupling
+from fastmtl.coupling import TaskRelations, resolve_coupling
 from fastmtl.estimators import OnnxMixin, check_number, check_word, rowwise_scores, task_weights
 from fastmtl.layers import Dense
+from fastmtl.network_relations import evidence_of
+from fastmtl.network_state import named_views, start
 from fastmtl.network_training import (
     LEARNED,
     LOSSES,
     OPTIMISERS,
     PREDICT_BATCH,
     SOFTMAX,
-    named_views,
     split_lengths,
-    start,
     train,
 )
 from fastmtl.observations import observe, query
 
 
-class NetworkBase(OnnxMixin, TransformerMixin, BaseEstimator):
+class NetworkBase(OnnxMixin, TaskRelations, TransformerMixin, BaseEstimator):
     def __init__(
         self,
         *,
@@ -156,15 +156,19 @@ class NetworkBase(OnnxMixin, TransformerMixin, BaseEstimator):
         classes = self._encode(observations, known)
         seed = check_random_state(self.random_state)
         rng = np.random.default_rng(seed.randint(2**31))
-        state, factors = start(self, observations, classes, shapes, previous, rng)
+        if resolve_coupling(self.coupling).learning is not None:
+            evidence_of(self._loss_codes(observations, classes))
+        state = start(self, observations, classes, shapes, previous, rng)
         weights = self.task_weight
         if not (isinstance(weights, str) and weights in LEARNED):
             weights = task_weights(self, observations)
-        history = train(self, observations, classes, state, weights, rng, max_iter, has_lengths)
+        history, state = train(
+            self, observations, classes, state, weights, rng, max_iter, has_lengths
+        )
         self._state, self._classes, self._has_lengths = state, classes, has_lengths
         self.tasks_, self.n_tasks_ = observations.tasks, observations.n_tasks
         self.input_form_ = observations.form
-        self.mixing_, self.kappa_ = factors.mixing, factors.kappa
+        self.mixing_, self.kappa_ = state.factors
         self.n_iter_ = len(history)
         self.history_ = history
         self.t_ = state.steps
@@ -207,10 +211,11 @@ class NetworkBase(OnnxMixin, TransformerMixin, BaseEstimator):
             known_dtype = False
         if not known_dtype:
             raise ValueError(f"dtype is {self.dtype!r}; pass 'float32' or 'float64'")
-        if resolve_coupling(self.coupling).learning is not None:
+        learning = resolve_coupling(self.coupling).learning
+        if learning is not None and learning[1:] != ("identity", "unit"):
             raise ValueError(
-                f"coupling is {self.coupling!r}; networks take one that is given, for example "
-                "TaskCoupling.from_factors(m.mixing_, m.kappa_) of a model m that learned it"
+                f"coupling is {self.coupling!r}; networks take TaskCoupling.learn with rank alone: "
+                "their features are learned anyway, and alpha is the strength of the penalty"
             )
         resolve_threads(self.n_threads)
 
@@ -279,10 +284,7 @@ class NetworkBase(OnnxMixin, TransformerMixin, BaseEstimator):
         return self
 
     def _weights(self):
-        H, intercept = self._state.heads()
-        mix, row = self._state.head_mix, self._state.head_row
-        weights = np.einsum("je,jef->jf", mix, H[row])
-        return np.column_stack([weights, np.einsum("je,je->j", mix, intercept[row])])
+        return self._state.head_weights()
 
     def _shared_weights(self):
         H, intercept = self._state.heads()

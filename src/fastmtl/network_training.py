@@ -1,4 +1,4 @@
-"""The training of networks: where parameters lie, how they start, epochs and when to stop.
+"""The training of networks: epochs, the tasks' weights, and when to stop.
 
 The estimators of ``network.py`` hand over observations and settings; whole epochs run in
 ``_core.network``, and what remains here happens once an epoch.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 from scipy import special
@@ -18,135 +18,14 @@ from fastmtl._core import network as core
 from fastmtl.config import resolve_threads
 from fastmtl.coupling import resolve_coupling
 from fastmtl.estimators import progress
-from fastmtl.layers import Trunk, blocks, compile_trunk, initial_parameters
+from fastmtl.network_relations import learn_factors
+from fastmtl.network_state import recoupled
 
 LOSSES = {"squared_error": 0, "huber": 1, "quantile": 4, "poisson": 5, "log_loss": 9}
 SOFTMAX = 100
 OPTIMISERS = {"sgd": 0, "momentum": 1, "nesterov": 2, "adam": 3, "adamw": 3}
 WORK_PER_CALL = 3_000_000_000  # multiply-adds, a fraction of a second, so that Ctrl-C is heard
 PREDICT_BATCH = 256
-
-
-@dataclass
-class State:
-    trunk: Trunk
-    shapes: list
-    parameters: np.ndarray  # the trunk's, then the heads' rows, then their intercepts
-    moments: np.ndarray
-    head_start: np.ndarray
-    head_class: np.ndarray
-    head_row: np.ndarray
-    head_mix: np.ndarray
-    n_shared: int
-    n_classes: int
-    steps: int = 0
-
-    @property
-    def n_head_rows(self):
-        return (len(self.parameters) - self.trunk.n_parameters) // (self.trunk.n_features + 1)
-
-    def heads(self):
-        """H (n_head_rows, n_features) and its intercepts, views."""
-        cut = self.trunk.n_parameters + self.n_head_rows * self.trunk.n_features
-        H = self.parameters[self.trunk.n_parameters : cut]
-        return H.reshape(self.n_head_rows, self.trunk.n_features), self.parameters[cut:]
-
-
-def start(model, observations, classes, shapes, previous, rng):
-    n_tasks = observations.n_tasks
-    factors = resolve_coupling(model.coupling).factor(n_tasks)
-    if classes.binary:
-        n_classes, per_task = 1, [np.zeros(1, dtype=np.int64)] * n_tasks
-    else:
-        n_classes, per_task = len(classes.classes), classes.task_classes
-    head_class = np.concatenate(per_task).astype(np.int64)
-    widths = [len(own) for own in per_task]
-    head_start = np.concatenate([[0], np.cumsum(widths)]).astype(np.int64)
-    n_shared, n_heads = factors.mixing.shape[1], len(head_class)
-    owner = np.repeat(np.arange(n_tasks), widths)
-    # Own vectors are kept as v_t / sqrt(κ_t): every parameter then has the same plain penalty.
-    mix = np.column_stack([factors.mixing[owner], np.sqrt(factors.kappa[owner])])
-    row = np.column_stack(
-        [r * n_classes + head_class for r in range(n_shared)]
-        + [n_shared * n_classes + np.arange(n_heads)]
-    )
-    n_head_rows = n_shared * n_classes + n_heads
-    if not factors.kappa.any():
-        mix, row, n_head_rows = mix[:, :-1], row[:, :-1], n_shared * n_classes
-    dtype = np.dtype(model.dtype)
-    if previous is None:
-        trunk = compile_trunk(model._layers(), shapes)
-    else:
-        trunk = previous.trunk
-    F = trunk.n_features
-    scale = 1 / np.sqrt(F * mix.shape[1])
-    parameters = np.concatenate(
-        [
-            initial_parameters(trunk, rng),
-            rng.uniform(-scale, scale, n_head_rows * F),
-            np.zeros(n_head_rows),
-        ]
-    ).astype(dtype)
-    state = State(
-        trunk,
-        shapes,
-        parameters,
-        np.zeros((2, len(parameters)), dtype),
-        head_start,
-        head_class,
-        np.ascontiguousarray(row, dtype=np.int64),
-        np.ascontiguousarray(mix, dtype=dtype),
-        n_shared,
-        n_classes,
-    )
-    if previous is not None:
-        kept = len(previous.head_class)
-        if (
-            (previous.n_shared, previous.n_classes) != (n_shared, n_classes)
-            or previous.head_mix.shape[1] != mix.shape[1]
-            or n_heads < kept
-            or not np.array_equal(previous.head_class, head_class[:kept])
-        ):
-            raise ValueError(
-                "the earlier fit had another coupling, other features or other classes; "
-                "fit anew (warm_start=False)"
-            )
-        carry_over(previous, state)
-    return state, factors
-
-
-def named_views(state):
-    """Named views of all parameters."""
-    found = {}
-    for line, layer in enumerate(state.trunk.layers):
-        for name, where, shape in blocks(state.trunk, line):
-            key = f"{line}.{type(layer).__name__.lower()}.{name}"
-            found[key] = state.parameters[where].reshape(shape)
-    H, intercept = state.heads()
-    cut = state.n_shared * state.n_classes
-    if cut:
-        found["shared"] = H[:cut].reshape(state.n_shared, state.n_classes, -1)
-        found["shared_intercept"] = intercept[:cut].reshape(state.n_shared, state.n_classes)
-    if len(H) > cut:
-        found["own"], found["own_intercept"] = H[cut:], intercept[cut:]
-    return found
-
-
-def carry_over(previous, state):
-    """Continue from an earlier state that has as many tasks or fewer."""
-    old, new = previous.trunk.n_parameters, state.trunk.n_parameters
-    state.parameters[:new] = previous.parameters[:old]
-    state.moments[:, :new] = previous.moments[:, :old]
-    state.steps = previous.steps
-    before, after = named_views(previous), named_views(state)
-    for name in ("shared", "shared_intercept", "own", "own_intercept"):
-        if name in before:
-            after[name][: len(before[name])] = before[name]
-    F, rows_old, rows_new = state.trunk.n_features, previous.n_head_rows, state.n_head_rows
-    for was, now in zip(previous.moments, state.moments):
-        now[new : new + rows_old * F] = was[old : old + rows_old * F]
-        cut = new + rows_new * F
-        now[cut : cut + rows_old] = was[old + rows_old * F :]
 
 
 def split_lengths(X, state, has_lengths):
@@ -164,7 +43,7 @@ class Training:
         by_row = np.argsort(observations.row, kind="stable")
         row = observations.row[by_row]
         sample_row, first = np.unique(row, return_index=True)
-        self.model, self.state = model, state
+        self.model = model
         self.task = np.ascontiguousarray(observations.task[by_row])
         self.target = np.ascontiguousarray(classes.code[by_row], dtype=np.float64)
         self.weight = observations.weight[by_row]
@@ -172,6 +51,7 @@ class Training:
         self.n_tasks = observations.n_tasks
         self.training, self.held_out = _hold_out(model, len(sample_row), rng)
         self.norms = np.zeros(len(state.trunk.table) + 1)
+        self.observations, self.classes = observations, classes
         X, lengths = split_lengths(observations.X, state, has_lengths)
         codes = model._loss_codes(observations, classes)
         self.poisson = codes == LOSSES["poisson"]
@@ -185,19 +65,26 @@ class Training:
             "task": self.task,
             "target": self.target,
             "head_start": state.head_start,
-            "head_row": state.head_row,
-            "head_mix": state.head_mix,
             "loss": codes,
             "loss_parameter": model._loss_parameters(codes),
             "head_offset": state.trunk.n_parameters,
-            "n_head_rows": state.n_head_rows,
             "max_outputs": int(np.add.reduceat(widths, self.start[:-1]).max()),
-            "gradient": np.zeros_like(state.parameters),
             "n_threads": resolve_threads(model.n_threads),
         }
+        self.adopt(state)
         self.settings = self._settings(rng)
         batch = int(self.settings[1])
         self.rows_per_call = max(1, WORK_PER_CALL // (3 * state.trunk.work * batch)) * batch
+
+    def adopt(self, state):
+        """Go on with these parameters, of the same trunk and the same outputs."""
+        self.state = state
+        self.fixed |= {
+            "head_row": state.head_row,
+            "head_mix": state.head_mix,
+            "n_head_rows": state.n_head_rows,
+            "gradient": np.zeros_like(state.parameters),
+        }
 
     def _settings(self, rng):
         model, optimiser = self.model, OPTIMISERS[self.model.solver]
@@ -235,6 +122,7 @@ class Training:
             if status or not np.isfinite(self.state.parameters).all():
                 return None
             self.state.steps += -(-len(part) // int(self.settings[1]))
+        self.state.epochs += 1
         return task_loss
 
     def look(self, samples, weight, rate=-1.0):
@@ -359,7 +247,7 @@ LEARNED = {"uncertainty": _Uncertainty, "gradnorm": _GradNorm}
 
 
 def train(model, observations, classes, state, task_weight, rng, max_iter, has_lengths):
-    """Run epochs on `state` in place; return the history.
+    """Run epochs from `state`, whose arrays are overwritten; return the history and the state.
 
     `task_weight` is an array, or a word of `LEARNED`.
     """
@@ -368,19 +256,22 @@ def train(model, observations, classes, state, task_weight, rng, max_iter, has_l
     weighing = LEARNED[task_weight](problem, rng) if learned else _FixedWeights(task_weight)
     counts = problem.task_counts(problem.training)
     best = _Best(model, problem, weighing)
+    learning = resolve_coupling(model.coupling).learning
     history = []
     bar = progress(max_iter) if model.verbose else None
     try:
         for epoch in range(max_iter):
             started = time.perf_counter()
             rate = _rate(model, epoch, max_iter)
-            sizes = _sizes(state)
             weights = weighing.before(history)
+            if learning is not None and _relations_due(problem.state.epochs):
+                _relate(problem, weights, learning, rng)
+            sizes = _sizes(problem.state)
             order = problem.training[rng.permutation(len(problem.training))]
             loss = problem.epoch(order, problem.weight * weights[problem.task], rate)
             last = order[-int(problem.settings[1]) :]
             if loss is None or problem.look(last, problem.weight) is None:
-                raise FloatingPointError(_diverged(model, state, sizes, epoch))
+                raise FloatingPointError(_diverged(model, problem.state, sizes, epoch))
             entry = {
                 "loss": float(loss.sum() / len(order)),
                 "task_loss": loss / np.maximum(weights * counts, 1e-300),
@@ -401,8 +292,23 @@ def train(model, observations, classes, state, task_weight, rng, max_iter, has_l
         if bar is not None:
             bar.close()
     best.restore()
+    if learning is not None and not problem.state.learned:
+        _relate(problem, weights, learning, rng)
     _warn_if_vanished(state.trunk, history)
-    return history
+    return history, problem.state
+
+
+def _relations_due(epochs):
+    """After 4, 16, 64, … epochs: often while features are new, and seldom once they are not."""
+    while epochs > 4 and epochs % 4 == 0:
+        epochs //= 4
+    return epochs == 4
+
+
+def _relate(problem, weights, learning, rng):
+    factors = learn_factors(problem, weights, learning, rng)
+    if factors is not None:
+        problem.adopt(recoupled(problem.state, factors))
 
 
 class _Best:
@@ -410,7 +316,7 @@ class _Best:
 
     def __init__(self, model, problem, weighing):
         self.model, self.problem, self.weighing = model, problem, weighing
-        self.loss, self.parameters, self.waited = np.inf, None, 0
+        self.loss, self.state, self.waited = np.inf, None, 0
         if problem.held_out is not None:
             self.counts = problem.task_counts(problem.held_out)
 
@@ -428,12 +334,19 @@ class _Best:
         entry["validation_loss"] = loss
         self.waited = 0 if loss < self.loss - self.model.tol else self.waited + 1
         if loss < self.loss:
-            self.loss, self.parameters = loss, problem.state.parameters.copy()
+            self.loss = loss
+            self.state = replace(problem.state, parameters=problem.state.parameters.copy())
         return self.waited >= self.model.n_iter_no_change
 
     def restore(self):
-        if self.parameters is not None:
-            self.problem.state.parameters[...] = self.parameters
+        """Return to the best epoch's parameters; steps and the optimiser's moments go on."""
+        now = self.problem.state
+        if self.state is None:
+            return
+        if now.factors is not self.state.factors:
+            now = recoupled(now, self.state.factors)
+        now.parameters[...] = self.state.parameters
+        self.problem.adopt(now)
 
 
 def _rate(model, epoch, max_iter):
