@@ -476,6 +476,19 @@ def test_partial_fit_of_a_classifier_needs_its_classes():
         model.partial_fit(X[:2], [7, 0], tasks=task[:2])
 
 
+@pytest.mark.parametrize("kappas", [(100, 1), (1, 100), (10, 0.1)])
+def test_a_warm_start_under_another_coupling_is_no_slower_than_a_cold_one(kappas):
+    X, y, task = datasets.make_multitask_regression(60, 5, 6, random_state=0)
+    warm = MultiTaskSGDRegressor(tol=1e-6, warm_start=True, random_state=0)
+    cold = MultiTaskSGDRegressor(tol=1e-6, random_state=0)
+    for kappa in kappas:
+        settings = {"coupling": TaskCoupling.mean(kappa), "alpha": 1e-4 * (1 + kappa)}
+        warm.set_params(**settings).fit(X, y, tasks=task)
+        cold.set_params(**settings).fit(X, y, tasks=task)
+    assert warm.n_iter_ < cold.n_iter_
+    np.testing.assert_allclose(warm.coef_, cold.coef_, atol=1e-3)
+
+
 def test_warm_start_continues():
     X, y, task = regression()
     model = MultiTaskSGDRegressor(alpha=0.01, tol=1e-8, max_iter=5000, warm_start=True)

@@ -141,6 +141,9 @@ def test_path_as_a_frame():
     assert isinstance(frame, pd.DataFrame) and len(frame) == 6
     got = frame[(frame.kappa == 0) & (frame.fold == 1)].mse.item()
     assert got == path.fold_scores[0, 2, 1]
+    lines = str(path).splitlines()
+    assert len(lines) == 2 + 3 and sum("<- best" in line for line in lines) == 1
+    assert lines[4].split()[:3] == ["0", "0.1", f"{path.fold_scores[0, 2].mean():.5g}"]
 
 
 @pytest.mark.parametrize(

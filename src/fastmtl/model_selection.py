@@ -436,6 +436,26 @@ class PoolingPath:
         )
         return pandas.DataFrame({self.metric: self.fold_scores.ravel()}, index=index).reset_index()
 
+    def __str__(self):
+        """The mean score of each kappa at its best alpha, with the deviation over folds."""
+        better, best = (
+            ("larger", np.nanargmax) if self.greater_is_better else ("smaller", np.nanargmin)
+        )
+        n_folds = self.fold_scores.shape[2]
+        lines = [
+            f"{self.metric} ({self.average}) over {n_folds} folds, {better} is better",
+            f"{'kappa':>10}{'alpha':>12}{'mean':>12}{'std':>12}",
+        ]
+        for k, kappa in enumerate(self.kappas):
+            of_alpha = self.mean_scores[:, k]
+            a = 0 if np.isnan(of_alpha).all() else best(of_alpha)
+            deviation = self.fold_scores[a, k].std()
+            note = {np.inf: "independent", 0.0: "pooled"}.get(kappa, "")
+            mark = "<- best" if (a, k) == tuple(self.best_index) else ""
+            line = f"{kappa:>10.4g}{self.alphas[a]:>12.4g}{of_alpha[a]:>12.5g}{deviation:>12.3g}"
+            lines.append(f"{line}  {note} {mark}".rstrip())
+        return "\n".join(lines)
+
     def plot(self, ax=None):
         """Draw the path; see :func:`fastmtl.plot.pooling_path`."""
         from fastmtl import plot
