@@ -2,26 +2,18 @@
 
 The kernel between (x, task s) and (x', task t) is ``C[s, t] · k(x, x')`` with the coupling's
 covariance C. k is evaluated once on the rows of X, whatever the number of tasks and classes; the
-solver in ``_core.dual_cd`` applies C as it goes. This file validates, prepares the dual problems,
-and turns their solutions into predictions.
+solvers in ``kernel_training`` apply C as they go. This file validates, states the problems, and
+turns their solutions into predictions.
 """
 
 from __future__ import annotations
 
-import threading
-import warnings
-from concurrent import futures
-from dataclasses import dataclass
-
 import numpy as np
-import scipy.linalg
 import scipy.sparse as sp
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import accuracy_score, r2_score
 from sklearn.utils.validation import check_is_fitted
 
-from fastmtl._core.dual_cd import minimise
 from fastmtl.config import resolve_threads
 from fastmtl.coupling import Factors, TaskRelations, resolve_coupling
 from fastmtl.estimators import (
@@ -29,133 +21,16 @@ from fastmtl.estimators import (
     check_word,
     in_form,
     label_weights,
-    progress,
     score_in_form,
+    unchanged_on_error,
 )
-from fastmtl.kernels import (
-    empty_gram,
-    kernel_scale,
-    linear_kernel,
-    polynomial_kernel,
-    rbf_kernel,
-    sigmoid_kernel,
-    tanh_kernel,
-)
+from fastmtl.kernel_training import KERNELS, Problem, kernel_of, solve_duals, solve_ridge
 from fastmtl.observations import Classes, encode_classes, is_list_form, observe, query
-from fastmtl.psd import nearest_psd
 from fastmtl.relations import families, learn_relations, width_for
-from fastmtl.row_cache import RowCache
 
 __all__ = ["MultiTaskKernelRidge", "MultiTaskSVC", "MultiTaskSVR"]
 
 BLOCK_ENTRIES = 4_000_000  # of the Gram matrix between queries and training rows, at a time
-LIBSVM_LIMIT = 10_000_000
-ROUNDING = 1e-7  # eigenvalues this far below zero, relative to the greatest, count as zero
-SMALL_TOL = 1e-5  # below, the rounding of a float32 Gram matrix would show
-
-
-# name: (function of two matrices, the estimator's parameters that it takes)
-KERNELS = {
-    "sigmoid": (sigmoid_kernel, ("sigma", "c")),
-    "tanh": (tanh_kernel, ("gamma", "coef0")),
-    "rbf": (rbf_kernel, ("gamma",)),
-    "poly": (polynomial_kernel, ("gamma", "coef0", "degree")),
-    "linear": (linear_kernel, ()),
-}
-
-
-@dataclass
-class _Kernel:
-    """k as a function of two matrices, its output checked where it is the user's own."""
-
-    function: object
-    arguments: dict
-    own: bool  # the user's callable
-
-    def __call__(self, X, Y=None, *, n_threads=None, out=None):
-        """The Gram matrix of X and Y, or of X with itself."""
-        if not self.own:
-            return self.function(X, Y, **self.arguments, n_threads=n_threads, out=out)
-        Y = X if Y is None else Y
-        gram = self.function(X, Y)
-        gram = np.asarray(gram)
-        wanted = (X.shape[0], Y.shape[0])
-        if gram.shape != wanted or gram.dtype.kind not in "fiu":
-            raise ValueError(
-                f"kernel returned an array of shape {gram.shape} and dtype {gram.dtype} for "
-                f"{wanted[0]} and {wanted[1]} rows; it must return real numbers of shape {wanted}"
-            )
-        if not np.isfinite(gram).all():
-            raise ValueError("kernel returned NaN or infinity; it must be finite on every pair")
-        if out is None:
-            return gram
-        out[...] = gram
-        return out
-
-    def diagonal(self, X):
-        parts = [slice(i, i + 64) for i in range(0, X.shape[0], 64)]
-        return np.concatenate([np.diagonal(self(X[part], n_threads=1)) for part in parts])
-
-
-@dataclass
-class _Output:
-    """One expansion: Σ_i β_i C[t, task_i] k(x, row_i) + intercept_t."""
-
-    row: np.ndarray
-    task: np.ndarray
-    beta: np.ndarray
-    intercept: np.ndarray  # (T,)
-    present: np.ndarray  # bool (T,): the tasks that have this output
-    n_iter: int = 0
-    objective: float = 0.0
-    gap: float = 0.0
-
-
-class _Watch:
-    """Progress of solves, perhaps in several threads, and what stops them all."""
-
-    def __init__(self, verbose):
-        self.bar = progress(None, unit="step") if verbose else None
-        self.lock = threading.Lock()
-        self.stopped = False
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        if self.bar is not None:
-            self.bar.close()
-
-    def ticker(self):
-        """What one solve calls with its steps so far and the violation left."""
-        before = 0
-
-        def tick(n_iter, violation):
-            nonlocal before
-            if self.stopped:
-                raise InterruptedError("the solve of another class has failed or was interrupted")
-            if self.bar is not None:
-                with self.lock:
-                    self.bar.set_postfix(violation=f"{violation:.2g}", refresh=False)
-                    self.bar.update(n_iter - before)
-                    before = n_iter
-
-        return tick
-
-    def wait(self, solves):
-        """The answers of solves in threads, awake now and then for Ctrl-C."""
-        try:
-            left = solves
-            while left:
-                done, left = futures.wait(left, timeout=0.2, return_when=futures.FIRST_EXCEPTION)
-                for solve in done:
-                    solve.result()
-            return [solve.result() for solve in solves]
-        except BaseException:
-            self.stopped = True
-            for solve in solves:
-                solve.cancel()
-            raise
 
 
 class _KernelMachine(TaskRelations, BaseEstimator):
@@ -195,6 +70,10 @@ class _KernelMachine(TaskRelations, BaseEstimator):
         UserWarning
             If the kernel turns out not to be positive semi-definite.
         """
+        with unchanged_on_error(self):
+            return self._fit(X, y, tasks, sample_weight)
+
+    def _fit(self, X, y, tasks, sample_weight):
         self._check_settings()
         if isinstance(self.kernel, str) and self.kernel == "precomputed":
             _check_precomputed(self, X)
@@ -209,14 +88,19 @@ class _KernelMachine(TaskRelations, BaseEstimator):
         classes = self._encode(observations)
         weight = label_weights(self, observations, classes)
         rows, source, row = self._rows(observations)
-        kernel = self._kernel(rows, np.bincount(row, observations.weight, minlength=rows.shape[0]))
+        by_row = np.bincount(row, observations.weight, minlength=rows.shape[0])
+        kernel = kernel_of(self, rows, by_row)
         coupling = resolve_coupling(self.coupling)
         if coupling.learning is None:
             factors = coupling.factor(observations.n_tasks)
         else:
             data = observations, classes, weight
             factors = self._learned_factors(kernel, rows, row, data, coupling.learning)
-        outputs, projection = self._solve(kernel, rows, row, observations, classes, weight, factors)
+        problems = [
+            Problem(row[kept], observations.task[kept], target, weight[kept], present)
+            for kept, target, present in self._problems(observations, classes, weight)
+        ]
+        outputs, projection = self._solve(self, kernel, rows, problems, factors)
         self._store(observations, classes, factors, kernel, rows, source, outputs, projection)
         return self
 
@@ -252,18 +136,6 @@ class _KernelMachine(TaskRelations, BaseEstimator):
             X = X[row]
         return X, row, np.arange(len(row))
 
-    def _kernel(self, X, weight):
-        if callable(self.kernel):
-            return _Kernel(self.kernel, {}, own=True)
-        if self.kernel == "precomputed":
-            return None
-        function, names = KERNELS[self.kernel]
-        arguments = {name: getattr(self, name) for name in names}
-        for name in ("sigma", "gamma"):
-            if isinstance(arguments.get(name), str):
-                arguments[name] = kernel_scale(X, arguments[name], name, weight)
-        return _Kernel(function, arguments, own=False)
-
     def _learned_factors(self, kernel, rows, row, data, learning):
         """B and κ learned on Nyström features of the kernel, Φ Φᵀ ≈ K through some of the rows."""
         if (learning.feature_covariance, learning.scale) != ("identity", "unit"):
@@ -293,44 +165,6 @@ class _KernelMachine(TaskRelations, BaseEstimator):
             rank=learning.rank,
         )
         return Factors(learned.mixing, learned.kappa)
-
-    def _gram(self, kernel, rows, dtype):
-        """The whole Gram matrix, or None where it exceeds `cache_size`."""
-        n = rows.shape[0]
-        if kernel is None:
-            _check_symmetric(rows, "X is a precomputed Gram matrix that")
-            return rows
-        if n * n * np.dtype(dtype).itemsize > self.cache_size * 2**20:
-            return None
-        if not kernel.own:
-            return kernel(rows, n_threads=self.n_threads, out=empty_gram(n, n, dtype))
-        gram = kernel(rows)
-        _check_symmetric(gram, "kernel returned a Gram matrix that")
-        return np.ascontiguousarray(gram, dtype=rows.dtype)
-
-    def _repaired(self, gram):
-        """The Gram matrix with its negative eigenvalues gone, and what maps k(x, ·) to match it."""
-        if self.indefinite == "smo":
-            return gram, None
-        if gram is None:
-            raise ValueError(
-                f"indefinite={self.indefinite!r} needs the whole Gram matrix, which exceeds "
-                f"cache_size={self.cache_size:g} MB; raise cache_size, or use indefinite='smo'"
-            )
-        if _is_definite(gram):
-            return gram, None
-        repaired = nearest_psd(gram, self.indefinite)
-        values = repaired.eigenvalues
-        if values[0] >= -ROUNDING * values[-1]:
-            return gram, None
-        warnings.warn(
-            f"the kernel is not positive semi-definite on these rows: {np.sum(values < 0)} of "
-            f"{len(values)} eigenvalues are negative (the least is {values[0]:.3g}, the greatest "
-            f"{values[-1]:.3g}); indefinite={self.indefinite!r} repairs them",
-            UserWarning,
-            stacklevel=5,
-        )
-        return repaired.gram, repaired.projection
 
     def _store(self, observations, classes, factors, kernel, rows, source, outputs, projection):
         n_rows = rows.shape[0]
@@ -452,6 +286,8 @@ class _KernelMachine(TaskRelations, BaseEstimator):
 
 
 class _SupportVectorMachine(_KernelMachine):
+    _solve = staticmethod(solve_duals)
+
     def _check_settings(self):
         super()._check_settings()
         check_word(self, "loss", self._losses)
@@ -460,133 +296,6 @@ class _SupportVectorMachine(_KernelMachine):
         check_number(self, "max_iter", low=-1, integer=True)
         if self.max_iter == 0:
             raise ValueError("max_iter is 0; pass a positive integer, or -1 for no limit")
-
-    def _gram_dtype(self, rows):
-        """float32, as libsvm has it, unless a spectrum or a small tol asks for every digit."""
-        coarse = self.indefinite == "smo" and self.tol >= SMALL_TOL
-        return np.float32 if coarse else rows.dtype
-
-    def _solve(self, kernel, rows, row, observations, classes, weight, factors):
-        dtype = self._gram_dtype(rows)
-        gram, projection = self._repaired(self._gram(kernel, rows, dtype))
-        n_rows, n_tasks = rows.shape[0], observations.n_tasks
-        if gram is None:
-            diagonal = kernel.diagonal(rows).astype(np.float64)
-        else:
-            diagonal = np.diagonal(gram).astype(np.float64)
-        if self.fit_intercept:
-            group = np.arange(n_tasks) if self.task_intercept == "free" else np.zeros(n_tasks)
-        else:
-            group = np.full(n_tasks, -1)
-        problems = self._problems(observations, classes, weight)
-        n_jobs = min(len(problems), resolve_threads(self.n_threads))
-        threads = self.n_threads if n_jobs == 1 else 1
-
-        def compute(wanted, out):
-            kernel(rows[wanted], rows, n_threads=threads, out=out)
-
-        def solve(problem):
-            kept, target, present = problem
-            cache, entries = None, gram
-            if gram is None:
-                room = self.cache_size * 2**20 / n_jobs / np.dtype(dtype).itemsize
-                cache = RowCache(compute, n_rows, room, dtype)
-                entries = cache.rows
-            return self._solve_one(
-                watch.ticker(),
-                (entries, cache, diagonal),
-                (row[kept].astype(np.int32), observations.task[kept], target, weight[kept]),
-                (group.astype(np.int32), *factors),
-                present,
-            )
-
-        watch = _Watch(self.verbose)
-        with watch:
-            if n_jobs > 1:
-                with futures.ThreadPoolExecutor(n_jobs) as pool:
-                    solved = watch.wait([pool.submit(solve, problem) for problem in problems])
-            else:
-                solved = [solve(problem) for problem in problems]
-        outputs = [output for output, _, _ in solved]
-        self._warn(
-            max(violation for _, violation, _ in solved), sum(negative for *_, negative in solved)
-        )
-        return outputs, projection
-
-    def _solve_one(self, tick, gram, data, coupling, present):
-        row, task, target, weight = data
-        group = coupling[0]
-        n = len(row)
-        bound = self.C * weight
-        epsilon = float(getattr(self, "epsilon", 0.0))
-        lower, upper = -bound, bound.copy()
-        if self._classification:
-            lower, upper = np.minimum(0.0, target * bound), np.maximum(0.0, target * bound)
-        ridge = np.zeros(n)
-        if self.loss.startswith("squared"):
-            ridge = 0.5 / bound
-            lower = np.where(lower < 0, -np.inf, 0.0)
-            upper = np.where(upper > 0, np.inf, 0.0)
-        limit = max(LIBSVM_LIMIT, 100 * n) if self.max_iter == -1 else self.max_iter
-        beta, gradient = np.zeros(n), -target
-        n_iter, violation, n_negative = minimise(
-            *gram,
-            row,
-            task,
-            *coupling,
-            lower,
-            upper,
-            ridge,
-            epsilon,
-            float(self.tol),
-            limit,
-            bool(self.shrinking),
-            beta,
-            gradient,
-            tick,
-        )
-        tick(n_iter, violation)
-        if violation == np.inf:
-            raise ValueError(
-                f"loss={self.loss!r} has no minimum with this kernel, which is not positive "
-                "semi-definite; use indefinite='clip' or 'flip', or a loss without the square"
-            )
-        intercept = _free_intercepts(beta, gradient, lower, upper, epsilon, group, task)
-        fitted = gradient + target - ridge * beta
-        output = _Output(row.astype(np.int64), task, beta, intercept, present, n_iter)
-        dual = (
-            0.5 * beta @ fitted
-            + 0.5 * beta @ (ridge * beta)
-            - target @ beta
-            + epsilon * np.abs(beta).sum()
-        )
-        residual = target - fitted - intercept[task]
-        if self._classification:
-            slack = np.maximum(0.0, target * residual)
-        else:
-            slack = np.maximum(0.0, np.abs(residual) - epsilon)
-        if self.loss.startswith("squared"):
-            slack = slack**2
-        output.objective = float(0.5 * beta @ fitted + bound @ slack)
-        output.gap = float(output.objective + dual)
-        return output, violation, n_negative
-
-    def _warn(self, violation, n_negative):
-        if violation > self.tol:
-            warnings.warn(
-                f"optimality is violated by {violation:.3g}, more than tol={self.tol:g}, after "
-                f"max_iter={self.max_iter} steps; raise max_iter or tol, or lower C",
-                ConvergenceWarning,
-                stacklevel=4,
-            )
-        if n_negative:
-            warnings.warn(
-                f"the kernel is not positive semi-definite: {n_negative} steps met negative "
-                "curvature, so the solution is a stationary point and need not be the minimum; "
-                "indefinite='clip' or 'flip' repairs the kernel",
-                UserWarning,
-                stacklevel=4,
-            )
 
 
 class MultiTaskSVC(ClassifierMixin, _SupportVectorMachine):
@@ -769,7 +478,7 @@ class MultiTaskSVC(ClassifierMixin, _SupportVectorMachine):
                 if len(np.unique(classes.code[start[t] : start[t + 1]])) < 2
             ]
             if lonely:
-                names = [observations.tasks[t] for t in lonely[:5]]
+                names = observations.tasks[lonely[:5]].tolist()
                 raise ValueError(
                     f"y has one class only in {len(lonely)} tasks, for example {names!r}; an "
                     "intercept per task needs two: drop them, or set task_intercept='shared'"
@@ -780,7 +489,8 @@ class MultiTaskSVC(ClassifierMixin, _SupportVectorMachine):
         """(observations, ±1 targets, tasks that have it) of each binary problem."""
         task, n_tasks = observations.task, observations.n_tasks
         if classes.binary:
-            return [(np.flatnonzero(weight > 0), *_signs(classes, weight, n_tasks))]
+            kept = np.flatnonzero(weight > 0)
+            return [(kept, classes.code[kept], np.ones(n_tasks, dtype=bool))]
         own = np.concatenate(
             [classes.task_classes[t][_codes(classes, observations, t)] for t in range(n_tasks)]
         )
@@ -865,6 +575,10 @@ class MultiTaskSVC(ClassifierMixin, _SupportVectorMachine):
 
 
 class _Regressor(RegressorMixin):
+    def _problems(self, observations, classes, weight):
+        kept = np.flatnonzero(weight > 0)
+        return [(kept, classes.code[kept], np.ones(observations.n_tasks, dtype=bool))]
+
     def predict(self, X, *, tasks=None):
         """Predict targets.
 
@@ -1010,10 +724,6 @@ class MultiTaskSVR(_Regressor, _SupportVectorMachine):
         super()._check_settings()
         check_number(self, "epsilon", low=0.0)
 
-    def _problems(self, observations, classes, weight):
-        kept = np.flatnonzero(weight > 0)
-        return [(kept, classes.code[kept], np.ones(observations.n_tasks, dtype=bool))]
-
 
 class MultiTaskKernelRidge(_Regressor, _KernelMachine):
     """Kernel ridge regression on many related tasks with one shared kernel, in closed form.
@@ -1068,6 +778,8 @@ class MultiTaskKernelRidge(_Regressor, _KernelMachine):
     array([[1., 2.]])
     """
 
+    _solve = staticmethod(solve_ridge)
+
     def __init__(
         self,
         *,
@@ -1114,62 +826,6 @@ class MultiTaskKernelRidge(_Regressor, _KernelMachine):
         super()._check_settings()
         check_number(self, "alpha", low=0.0, open_low=True)
 
-    def _solve(self, kernel, rows, row, observations, classes, weight, factors):
-        gram, projection = self._repaired(self._gram(kernel, rows, rows.dtype))
-        if gram is None:
-            raise ValueError(
-                f"the Gram matrix of {rows.shape[0]} rows exceeds cache_size="
-                f"{self.cache_size:g} MB; raise cache_size, or use MultiTaskSVR or make_kernel_sgd"
-            )
-        kept = np.flatnonzero(weight > 0)
-        row, task, target = row[kept], observations.task[kept], classes.code[kept]
-        coupled = gram[np.ix_(row, row)].astype(np.float64)
-        coupled *= factors.covariance()[np.ix_(task, task)]
-        system = coupled.copy()
-        system[np.diag_indices(len(kept))] += self.alpha / weight[kept]
-        sides = target[:, None]
-        n_tasks = observations.n_tasks
-        if self.fit_intercept:
-            group = task if self.task_intercept == "free" else np.zeros_like(task)
-            members = np.zeros((len(kept), n_tasks if self.task_intercept == "free" else 1))
-            members[np.arange(len(kept)), group] = 1.0
-            present = members.any(axis=0)
-            members = members[:, present]
-            sides = np.column_stack([sides, members])
-        solved = self._factor_and_solve(system, sides)
-        beta, intercept = solved[:, 0], np.zeros(n_tasks)
-        if self.fit_intercept:
-            # The intercepts make Σ β = 0 in each group.
-            b = np.linalg.solve(members.T @ solved[:, 1:], members.T @ beta)
-            beta = beta - solved[:, 1:] @ b
-            if self.task_intercept == "free":
-                intercept[:] = b.mean()
-                intercept[present] = b
-            else:
-                intercept[:] = b[0]
-        fitted = coupled @ beta
-        output = _Output(row, task, beta, intercept, np.ones(n_tasks, dtype=bool))
-        residual = target - fitted - intercept[task]
-        output.objective = float(weight[kept] @ residual**2 + self.alpha * beta @ fitted)
-        return [output], projection
-
-    def _factor_and_solve(self, system, sides):
-        try:
-            return scipy.linalg.cho_solve(scipy.linalg.cho_factor(system), sides)
-        except scipy.linalg.LinAlgError:
-            warnings.warn(
-                "the kernel is not positive semi-definite (and alpha does not make up for it), so "
-                "the solution is a stationary point and need not be the minimum; "
-                "indefinite='clip' or 'flip' repairs the kernel",
-                UserWarning,
-                stacklevel=4,
-            )
-            return scipy.linalg.solve(system, sides, assume_a="sym")
-
-
-def _signs(classes, weight, n_tasks):
-    return classes.code[weight > 0], np.ones(n_tasks, dtype=bool)
-
 
 def _codes(classes, observations, t):
     own = slice(observations.task_start[t], observations.task_start[t + 1])
@@ -1185,32 +841,6 @@ def _dual_coef(outputs, support, n_rows, observations):
     for k, output in enumerate(outputs):
         coef[output.task if by_task else 0, k, output.row] = output.beta
     return coef.reshape(-1, n_rows)[:, support]
-
-
-def _free_intercepts(beta, gradient, lower, upper, epsilon, group, task):
-    """The intercept of each task: the mean of what its unbounded samples ask for.
-
-    Where none is unbounded, the middle of the interval that the bounded ones allow, or its end
-    where it has one end only.
-    """
-    n_groups = group.max(initial=-1) + 1
-    up = gradient + np.where(beta >= 0, epsilon, -epsilon)
-    down = gradient + np.where(beta > 0, epsilon, -epsilon)
-    own = group[task]
-    intercept = np.zeros(n_groups + 1)  # the last: no intercept
-    for g in range(n_groups):
-        mine = own == g
-        free = mine & (beta > lower) & (beta < upper) & ((beta != 0) | (epsilon == 0))
-        if free.any():
-            intercept[g] = -up[free].mean()
-            continue
-        ends = []
-        if (mine & (beta < upper)).any():
-            ends.append(up[mine & (beta < upper)].min())
-        if (mine & (beta > lower)).any():
-            ends.append(down[mine & (beta > lower)].max())
-        intercept[g] = -np.mean(ends) if ends else 0.0
-    return intercept[group]
 
 
 def _check_precomputed(model, X):
@@ -1234,33 +864,4 @@ def _check_query_gram(model, X):
         raise ValueError(
             f"X has shape {shape}; with kernel='precomputed' pass the kernel between the new rows "
             f"and all training rows, (n, {model.n_features_in_})"
-        )
-
-
-def _is_definite(gram):
-    """Whether a Cholesky factor exists but for rounding, at a tenth of the eigenvalues' cost."""
-    shifted = gram.copy()
-    shifted[np.diag_indices(len(gram))] += ROUNDING * np.trace(gram) / len(gram)
-    try:
-        scipy.linalg.cholesky(shifted, overwrite_a=True, check_finite=False)
-    except scipy.linalg.LinAlgError:
-        return False
-    return True
-
-
-def _check_symmetric(gram, what):
-    """Refuse an asymmetric Gram matrix, by tiles so as to need no second one."""
-    parts = [slice(begin, begin + 256) for begin in range(0, gram.shape[0], 256)]
-    largest = asymmetry = 0.0
-    for i, rows in enumerate(parts):
-        for columns in parts[i:]:
-            tile = gram[rows, columns]
-            largest = max(largest, float(tile.max()), -float(tile.min()))
-            difference = tile - gram[columns, rows].T
-            asymmetry = max(asymmetry, float(difference.max()), -float(difference.min()))
-    limit = 1e-4 if gram.dtype == np.float32 else 1e-8
-    if asymmetry > limit * max(largest, 1e-300):
-        raise ValueError(
-            f"{what} is not symmetric: entries differ from their mirror by up to {asymmetry:.3g}; "
-            "a kernel needs k(x, x') = k(x', x)"
         )

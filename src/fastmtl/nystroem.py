@@ -22,7 +22,7 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from fastmtl.estimators import check_number, check_word, score_in_form
-from fastmtl.kernel_machines import KERNELS
+from fastmtl.kernel_training import KERNELS
 from fastmtl.kernels import kernel_scale, linear_kernel
 from fastmtl.linear import MultiTaskSGDClassifier
 from fastmtl.observations import is_list_form, split_task_column
