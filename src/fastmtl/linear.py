@@ -7,9 +7,11 @@ compiled solver, and store what came out. The numeric loops are in ``_core.linea
 from __future__ import annotations
 
 import copy
+import itertools
 from dataclasses import replace
 
 import numpy as np
+import scipy.sparse as sp
 from scipy.special import expit, softmax
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.metrics import accuracy_score, r2_score
@@ -28,11 +30,20 @@ from fastmtl.estimators import (
     unchanged_on_error,
 )
 from fastmtl.linear_relations import LinearRelations, adapt_task, learn_linear
-from fastmtl.linear_training import LOSSES, SOFTMAX, State, carry, constant_score, train
+from fastmtl.linear_training import (
+    LOSSES,
+    SOFTMAX,
+    State,
+    carry,
+    columns_worth_keeping,
+    constant_score,
+    train,
+)
 from fastmtl.losses import as_point_loss
 from fastmtl.monitoring import as_callbacks, hold_out
 from fastmtl.observations import Classes, encode_classes, observe, query
-from fastmtl.row_blocks import warn_if_larger_than_memory
+from fastmtl.row_blocks import check_fits_memory, warn_if_larger_than_memory
+from fastmtl.task_columns import find_columns
 
 __all__ = ["MultiTaskSGDClassifier", "MultiTaskSGDRegressor"]
 
@@ -77,7 +88,8 @@ class _MultiTaskSGD(TaskRelations, OnnxMixin, BaseEstimator):
             relations, set_state = self._relate(training)
             training = relations.mapped_data(training)
             held_out = held_out and relations.mapped_data(held_out)
-            state, factors = self._start(*training, warm and not set_state, relations)
+            go_on = warm and not set_state
+            state, factors = self._start(training, go_on, relations, held_out)
             if set_state:
                 set_state(state)
             result = train(self, training, held_out, state, factors, self.max_iter)
@@ -104,7 +116,7 @@ class _MultiTaskSGD(TaskRelations, OnnxMixin, BaseEstimator):
             training = observations, self._encode(observations, known_classes, earlier)
             relations, set_state = self._relate(training, None if first else self._relations)
             training = relations.mapped_data(training)
-            state, factors = self._start(*training, not first, relations)
+            state, factors = self._start(training, not first, relations)
             if set_state:
                 set_state(state)
             result = train(self, training, None, state, factors, 1, partial=True)
@@ -263,9 +275,10 @@ class _MultiTaskSGD(TaskRelations, OnnxMixin, BaseEstimator):
             return earlier.extended(n_tasks), None
         return learn_linear(self, training, coupling.learning)
 
-    def _start(self, observations, classes, go_on, relations):
+    def _start(self, training, go_on, relations, held_out=None):
         """Parameters to start from: zero, or those of the earlier fit to `go_on` from."""
         self._relations = relations
+        observations, classes = training
         d = observations.X.shape[1]
         n_tasks, factors = observations.n_tasks, relations.factors
         if classes.binary:
@@ -278,10 +291,15 @@ class _MultiTaskSGD(TaskRelations, OnnxMixin, BaseEstimator):
         lanes = 64 // dtype.itemsize
         stride = (d + lanes) // lanes * lanes
         shared = np.zeros((factors.mixing.shape[1], n_classes, stride), dtype=dtype)
-        specific = np.zeros((len(head_class), stride), dtype=dtype)
-        intercept = np.zeros(n_classes)
-        state = State(shared, specific, intercept, head_start.astype(np.int64), head_class)
         earlier = self._state if go_on else None
+        columns = self._columns(observations, held_out, earlier, len(head_class))
+        if columns is None:
+            specific = np.zeros((len(head_class), stride), dtype=dtype)
+        else:
+            specific = np.zeros(columns.vector_start(head_start)[-1], dtype=dtype)
+        head_start = head_start.astype(np.int64)
+        intercept = np.zeros(n_classes)
+        state = State(shared, specific, intercept, head_start, head_class, columns=columns)
         if go_on and self.average is not False:
             earlier = earlier.running or earlier
 
@@ -296,6 +314,26 @@ class _MultiTaskSGD(TaskRelations, OnnxMixin, BaseEstimator):
             self._start_intercept(state, observations, classes)
         return state, factors
 
+    def _columns(self, observations, held_out, earlier, n_heads):
+        """The columns that tasks keep coefficients of, or None for all."""
+        X, row, task = observations.X, observations.row, observations.task
+        if not sp.issparse(X) or (earlier is not None and earlier.columns is None):
+            return None
+        if held_out is not None:
+            row = np.concatenate([row, held_out[0].row])
+            task = np.concatenate([task, held_out[0].task])
+            order = np.argsort(task, kind="stable")
+            row, task = row[order], task[order]
+        if not columns_worth_keeping(X, row, n_heads):
+            return None
+        known = None
+        if earlier is not None:
+            position = {label: t for t, label in enumerate(self.tasks_.tolist())}
+            before = [position.get(label, -1) for label in observations.tasks.tolist()]
+            known = earlier.columns.of_tasks(np.array(before))
+        start = np.searchsorted(task, np.arange(observations.n_tasks + 1))
+        return find_columns(X, row, start, known)[0]
+
     def _intercept_kind(self):
         if not self.fit_intercept:
             return "none"
@@ -309,13 +347,12 @@ class _MultiTaskSGD(TaskRelations, OnnxMixin, BaseEstimator):
         kind = self._intercept_kind()
         start = self._constant_score(classes.code, observations.weight)
         if kind == "free":
-            bounds = observations.task_start
+            bounds, last = observations.task_start, state.vector_start[1:] - 1
             for t in range(observations.n_tasks):
                 own = slice(bounds[t], bounds[t + 1])
                 if bounds[t + 1] > bounds[t] and observations.weight[own].sum() > 0:
-                    state.specific[t, -1] = self._constant_score(
-                        classes.code[own], observations.weight[own]
-                    )
+                    score = self._constant_score(classes.code[own], observations.weight[own])
+                    state.specific.reshape(-1)[last[t]] = score
         else:
             state.intercept[0] = start
 
@@ -339,6 +376,7 @@ class _MultiTaskSGD(TaskRelations, OnnxMixin, BaseEstimator):
         self.best_iter_ = result["best_iter"]
         self.history_ = result["history"]
         self.t_ = state.steps
+        self._sparse = sp.issparse(observations.X)
 
     @property
     def shared_coef_(self):
@@ -349,13 +387,20 @@ class _MultiTaskSGD(TaskRelations, OnnxMixin, BaseEstimator):
 
     @property
     def task_coef_(self):
-        """Task-specific vectors v_t: (T, d), or with softmax a list of (n_classes_t, d)."""
+        """Task-specific vectors v_t: (T, d), or with softmax a list of (n_classes_t, d); CSR
+        matrices after a fit on a sparse X."""
         check_is_fitted(self, "tasks_")
-        return self._by_task(self._unpad(self._state.specific)[:, :-1])
+        if self._compact:
+            state = self._state
+            heads = state.columns.matrix(state.specific, state.head_start, self.n_features_in_)
+            return self._by_task(heads)
+        heads = self._unpad(self._state.dense(self.n_features_in_).specific)[:, :-1]
+        return self._by_task(sp.csr_matrix(heads) if self._sparse else heads)
 
     @property
     def coef_(self):
-        """w_t = Σ_r B[t, r] s_r + v_t: (T, d), or with softmax a list of (n_classes_t, d)."""
+        """w_t = Σ_r B[t, r] s_r + v_t: (T, d), or with softmax a list of (n_classes_t, d); dense,
+        and refused (MemoryError) where that is more than half of the machine's memory."""
         check_is_fitted(self, "tasks_")
         return self._by_task(self._weights()[:, :-1])
 
@@ -363,7 +408,9 @@ class _MultiTaskSGD(TaskRelations, OnnxMixin, BaseEstimator):
     def intercept_(self):
         """Intercepts, shared and task-specific parts together: (T,), or with softmax a list."""
         check_is_fitted(self, "tasks_")
-        return self._by_task(self._weights()[:, -1])
+        if not self._compact:
+            return self._by_task(self._weights()[:, -1])
+        return self._by_task(self._intercepts())
 
     @property
     def _one_output(self):
@@ -372,7 +419,7 @@ class _MultiTaskSGD(TaskRelations, OnnxMixin, BaseEstimator):
     def _by_task(self, heads):
         if self._one_output:
             return heads
-        parts = np.split(heads, self._state.head_start[1:-1])
+        parts = [heads[a:b] for a, b in itertools.pairwise(self._state.head_start)]
         return parts[0] if self.input_form_ == "single" else parts
 
     def _unpad(self, vectors):
@@ -382,7 +429,9 @@ class _MultiTaskSGD(TaskRelations, OnnxMixin, BaseEstimator):
 
     def _weights(self):
         """All heads with their intercepts, (heads, d + 1)."""
-        state = self._state
+        state, d = self._state, self.n_features_in_
+        check_fits_memory(len(state.head_class), d, state.shared.dtype)
+        state = state.dense(d)
         task_of_head = np.repeat(np.arange(self.n_tasks_), np.diff(state.head_start))
         weights = state.specific.copy()
         for r in range(len(state.shared)):
@@ -391,6 +440,57 @@ class _MultiTaskSGD(TaskRelations, OnnxMixin, BaseEstimator):
             ).astype(weights.dtype)
         weights[:, -1] += state.intercept[state.head_class].astype(weights.dtype)
         return self._unpad(weights)
+
+    @property
+    def _compact(self):
+        # Where the features were mapped, there is a matrix of all features anyway.
+        return self._state.columns is not None and self._relations.matrix is None
+
+    def _intercepts(self):
+        state = self._state
+        last = state.shared[:, state.head_class, -1]
+        head_task = np.repeat(np.arange(self.n_tasks_), np.diff(state.head_start))
+        intercepts = state.specific[state.vector_start[1:] - 1] + state.intercept[state.head_class]
+        intercepts += np.einsum("hr,rh->h", self.mixing_[head_task], last)
+        return intercepts.astype(state.shared.dtype)
+
+    def _compact_scores(self, queries):
+        """As `_scores`, from the coefficients that each task keeps."""
+        state, task, d = self._state, queries.task, self.n_features_in_
+        X = sp.csr_matrix(queries.X)
+        R, K, _ = state.shared.shape
+        base = X @ state.shared[..., :d].reshape(R * K, d).T if R else np.zeros(0, X.dtype)
+        base = np.reshape(base, (X.shape[0], R, K))
+        if task is None:
+            own = state.columns.matrix(state.specific, state.head_start, d)
+            scores = (X @ own.T).toarray() + self._intercepts()
+            mixing = np.repeat(self.mixing_, np.diff(state.head_start), axis=0)
+            for r in range(R):
+                scores += base[:, r, state.head_class] * mixing[:, r]
+            return scores.astype(X.dtype, copy=False)
+        mixing = np.vstack([self.mixing_, self.mixing_.mean(axis=0)])
+        shared = np.einsum("nr,nrk->nk", mixing[task], base)
+        unseen = self._shared_weights()[:, -1]
+        scores = np.where((task < 0)[:, None], shared + unseen, -np.inf)
+        order = np.argsort(task, kind="stable")
+        order = order[np.searchsorted(task[order], 0) :]
+        start = np.searchsorted(task[order], np.arange(self.n_tasks_ + 1))
+        _, position = find_columns(X, order, start, state.columns, grow=False)
+        intercepts, heads = self._intercepts(), np.diff(state.head_start)[task] * (task >= 0)
+        row_of = np.repeat(np.arange(X.shape[0]), np.diff(X.indptr))
+        for j in range(heads.max(initial=0)):
+            rows = np.flatnonzero(heads > j)
+            head = np.where(heads > j, state.head_start[task] + j, 0)
+            filled = np.flatnonzero((position >= 0) & (heads > j)[row_of])
+            place = state.vector_start[head][row_of[filled]] + position[filled]
+            own = np.bincount(
+                row_of[filled], X.data[filled] * state.specific[place], minlength=X.shape[0]
+            )
+            head = head[rows]
+            columns = state.head_class[head]
+            scores[rows, columns] = shared[rows, columns] + own[rows] + intercepts[head]
+        scores = scores.astype(X.dtype, copy=False)
+        return scores[:, 0] if self._one_output else scores
 
     def _shared_weights(self):
         """What a task never seen is predicted with: (K, d + 1), the mean task's shared part."""
@@ -403,6 +503,8 @@ class _MultiTaskSGD(TaskRelations, OnnxMixin, BaseEstimator):
         """Scores of queries: (n,) or (n, K), or for the matrix form (n, heads)."""
         check_is_fitted(self, "tasks_")
         queries = query(self, X, tasks=tasks)
+        if self._compact:
+            return queries, self._compact_scores(queries)
         X, weights = queries.X, self._weights().astype(queries.X.dtype, copy=False)
         if queries.task is None:
             return queries, np.asarray(X @ weights[:, :-1].T) + weights[:, -1]
@@ -555,7 +657,7 @@ class MultiTaskSGDRegressor(RegressorMixin, _MultiTaskSGD):
     intercept_ : ndarray of shape (n_tasks,)
     shared_coef_ : ndarray of shape (R, d)
         s_r.
-    task_coef_ : ndarray of shape (n_tasks, d)
+    task_coef_ : ndarray or, after a fit on a sparse X, CSR matrix of shape (n_tasks, d)
         v_t.
     tasks_ : ndarray of shape (n_tasks,)
         Task labels: sorted, or column numbers of Y, or positions in the list.
@@ -1101,14 +1203,20 @@ class MultiTaskSGDClassifier(ClassifierMixin, _MultiTaskSGD):
 
 def _with_head(state, vector, d):
     """The state with one more task, of one head: features, and the intercept where there is one."""
-    head = np.zeros((1, state.specific.shape[1]), dtype=state.specific.dtype)
-    head[0, :d] = vector[:d]
-    head[0, -1] = vector[d] if len(vector) > d else 0.0
+    head_start = np.append(state.head_start, state.head_start[-1] + 1)
+    head_class = np.append(state.head_class, np.zeros(1, dtype=np.int32))
+    intercept = vector[d] if len(vector) > d else 0.0
+    if state.columns is None:
+        head = np.zeros((1, state.specific.shape[1]), dtype=state.specific.dtype)
+        head[0, :d], head[0, -1] = vector[:d], intercept
+        columns, specific = None, np.vstack([state.specific, head])
+    else:
+        own = np.flatnonzero(vector[:d])
+        columns = state.columns.appended(own)
+        specific = np.concatenate([state.specific, np.append(vector[own], intercept)])
+        specific = specific.astype(state.specific.dtype)
     return replace(
-        state,
-        specific=np.vstack([state.specific, head]),
-        head_start=np.append(state.head_start, state.head_start[-1] + 1),
-        head_class=np.append(state.head_class, np.zeros(1, dtype=np.int32)),
+        state, specific=specific, head_start=head_start, head_class=head_class, columns=columns
     )
 
 

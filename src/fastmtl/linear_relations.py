@@ -79,7 +79,7 @@ def learn_linear(model, training, learning):
         rank=learning.rank,
         features=learning.feature_covariance,
     )
-    total = observations.weight.sum()
+    total, d = observations.weight.sum(), observations.X.shape[1]
     mixing, kappa, strength = learned.mixing, learned.kappa, model.alpha * total
     if learning.scale == "evidence":
         if not model.alpha > 0:
@@ -88,14 +88,15 @@ def learn_linear(model, training, learning):
         mixing, kappa = np.sqrt(ratio) * mixing, ratio * kappa
     matrix = shift = None
     if learning.feature_covariance != "identity":
-        d = observations.X.shape[1]
         matrix = np.ascontiguousarray(learned.root[:d, :d])
         shift = learned.root[d, :d].copy() if kind in ("coupled", "free") else np.zeros(d)
     relations = LinearRelations(Factors(mixing, kappa), matrix, shift, learned.log_evidence)
     at = learned.strength if learning.scale == "evidence" or strength == 0 else strength
 
     def start(state):
-        _set_state(state, learned, learned.modes_at(at), kind, np.sqrt(strength / at or 1.0))
+        wide = state.dense(d)
+        _set_state(wide, learned, learned.modes_at(at), kind, np.sqrt(strength / at or 1.0))
+        state.take(wide)
 
     return relations, start
 

@@ -21,6 +21,7 @@ from fastmtl.config import resolve_threads
 from fastmtl.estimators import label_weights, progress
 from fastmtl.monitoring import Best, Epoch, as_callbacks
 from fastmtl.row_blocks import Pages, bounds, in_blocks
+from fastmtl.task_columns import TaskColumns, find_columns, ragged
 
 # name: (code in the core, bound on the second derivative; None: none, and 1 tames long rows)
 LOSSES = {
@@ -65,7 +66,7 @@ class State:
     """Parameters as the core sees them: vectors are padded, and last comes their intercept."""
 
     shared: np.ndarray  # (R, K, stride)
-    specific: np.ndarray  # (heads, stride)
+    specific: np.ndarray  # (heads, stride), or with `columns` all heads' own one after the other
     intercept: np.ndarray  # (K,)
     head_start: np.ndarray
     head_class: np.ndarray
@@ -75,6 +76,41 @@ class State:
     drift: tuple | None = None
     average_from: int = 0
     running: State | None = None  # where steps go on, if the parameters are averages
+    columns: TaskColumns | None = None  # where specific vectors are not zero, for a sparse X
+
+    @property
+    def vector_start(self):
+        """Where each head's vector begins in `specific`, flattened."""
+        if self.columns is not None:
+            return self.columns.vector_start(self.head_start)
+        return np.arange(len(self.specific) + 1, dtype=np.int64) * self.specific.shape[1]
+
+    def of_heads(self, values):
+        """A value of each head, for each coordinate of `specific`."""
+        if self.columns is None:
+            return values[:, None]
+        return np.repeat(values, np.diff(self.vector_start))
+
+    def dense(self, d):
+        """The state with specific vectors of all `d` features; itself, if it has these."""
+        if self.columns is None:
+            return self
+        vectors = self.columns.matrix(self.specific, self.head_start, d).toarray()
+        specific = np.zeros((len(vectors), self.shared.shape[2]), dtype=self.specific.dtype)
+        specific[:, :d] = vectors
+        specific[:, -1] = self.specific[self.vector_start[1:] - 1]
+        return replace(self, specific=specific, columns=None)
+
+    def take(self, wide):
+        """Set the specific vectors to those of the dense state `wide`."""
+        if wide is not self:
+            begin = self.vector_start
+            sizes = np.diff(begin) - 1
+            heads = np.repeat(np.arange(len(sizes)), sizes)
+            starts = np.repeat(self.columns.start[:-1], np.diff(self.head_start))
+            columns = self.columns.column[ragged(starts, sizes)]
+            self.specific[ragged(begin[:-1], sizes)] = wide.specific[heads, columns]
+            self.specific[begin[1:] - 1] = wide.specific[:, -1]
 
     @property
     def parameters(self):
@@ -154,9 +190,17 @@ def carry(earlier, now, d):
     key = task_now[old_task[head]] * n_classes + class_of
     at = np.minimum(np.searchsorted(new_key, key), len(new_key) - 1)
     found = new_key[at] == key
-    for part in used:
-        moved = share[found, None] * old.specific[head[found], part]
-        new.specific[at[found], part] = moved
+    head, share, at = head[found], share[found], at[found]
+    if new.columns is None:
+        specific = old.dense(d).specific
+        for part in used:
+            new.specific[at, part] = share[:, None] * specific[head, part]
+    else:  # columns known before come first
+        begin, begin_now = old.vector_start, new.vector_start
+        sizes = np.diff(begin)[head] - 1
+        moved = np.repeat(share, sizes) * old.specific[ragged(begin[head], sizes)]
+        new.specific[ragged(begin_now[at], sizes)] = moved
+        new.specific[begin_now[at + 1] - 1] = share * old.specific[begin[head + 1] - 1]
     new.steps = old.steps
 
 
@@ -345,32 +389,46 @@ class _Problem:
         used = slice(None) if self.coupled else slice(-1)
         l1, l2 = (self.alpha * share for share in self.shares[:2])
         shared = _steepest(shared_average[..., used], state.shared[..., used], l1, l2)
-        kappa = self.kappa[self.head_task][:, None]
+        kappa = state.of_heads(self.kappa[self.head_task])
         root = np.sqrt(np.where(kappa > 0, kappa, 1.0))
         l1, l2 = (self.alpha * share for share in self.shares[2:])
-        whitened = state.specific[:, used] / root
-        specific = _steepest(root * specific_average[:, used], whitened, l1, l2)
-        squares = np.sum(shared**2) + np.sum(specific[kappa[:, 0] > 0] ** 2)
+        whitened = self._penalised(state, state.specific) / root
+        gradient = root * self._penalised(state, specific_average)
+        specific = _steepest(gradient, whitened, l1, l2) * (kappa > 0)
+        squares = np.sum(shared**2) + np.sum(specific**2)
         if self.free:
-            squares += np.sum(specific_average[:, -1] ** 2)
+            squares += np.sum(specific_average.reshape(-1)[state.vector_start[1:] - 1] ** 2)
         else:
             squares += np.sum(intercept_average**2)
         return np.sqrt(squares)
 
     def penalty_value(self, state):
-        used = slice(None) if self.coupled else slice(-1)
-        shared, specific = state.shared[..., used], state.specific[:, used]
-        kappa = self.kappa[self.head_task]
+        shared = state.shared if self.coupled else state.shared[..., :-1]
         shared_l1, shared_l2, task_l1, task_l2 = self.shares
         total = 0.5 * shared_l2 * np.sum(np.square(shared, dtype=np.float64))
-        squares = np.einsum("ij,ij->i", specific, specific)
-        total += 0.5 * task_l2 * np.sum(squares[kappa > 0] / kappa[kappa > 0])
         if shared_l1:
             total += shared_l1 * np.abs(shared).sum(dtype=np.float64)
+        specific, kappa = self._penalised(state, state.specific), self.kappa[self.head_task]
+        own, kappa = kappa > 0, np.where(kappa > 0, kappa, 1.0)
+        if state.columns is None:
+            squares = np.einsum("ij,ij->i", specific, specific)
+        else:
+            squares = np.add.reduceat(specific * specific, state.vector_start[:-1])
+        total += 0.5 * task_l2 * np.sum((squares / kappa)[own])
         if task_l1:
-            lengths = np.abs(specific).sum(axis=1)
-            total += task_l1 * np.sum(lengths[kappa > 0] / np.sqrt(kappa[kappa > 0]))
+            lengths = np.abs(specific) / state.of_heads(np.sqrt(kappa))
+            total += task_l1 * np.sum(lengths * state.of_heads(own), dtype=np.float64)
         return self.alpha * total
+
+    def _penalised(self, state, specific):
+        """Vectors like the specific ones, without intercepts that bear no penalty."""
+        if self.coupled:
+            return specific
+        if state.columns is None:
+            return specific[:, :-1]
+        kept = specific.copy()
+        kept[state.vector_start[1:] - 1] = 0.0
+        return kept
 
 
 def _steepest(gradient, u, l1, l2):
@@ -444,14 +502,22 @@ def _problem(model, observations, classes, state, factors, solver):
         [shares[1]] * (len(state.shared) > 0) + [shares[3]] * bool((factors.kappa > 0).any())
     )
     schedule, damping = _schedule(model, curvature, bound, n, convexity)
+    heads = (state.head_start, state.head_class)
+    if sp.issparse(X):
+        heads += (state.vector_start,)
     arguments = (
         (factors.mixing, own_gain),
-        (state.head_start, state.head_class),
+        heads,
         (code, parameter, damping, user),
         (float(model.alpha), task_rarity, class_rarity, INTERCEPTS[kind], task_alpha),
     )
     if sp.issparse(X):
+        X, samples["row"] = _own_rows(X, samples["row"], state.columns)
         data = (X.data, X.indices.astype(np.int32, copy=False), X.indptr.astype(np.int64))
+        if state.columns is None:
+            data += (data[1],)
+        else:
+            data += find_columns(X, samples["row"].copy(), task_start, state.columns, False)[1:]
     else:
         data = (X,)
     return _Problem(
@@ -478,6 +544,20 @@ def _problem(model, observations, classes, state, factors, solver):
         groups,
         float(model.clip_gradient or 0.0),
     )
+
+
+def columns_worth_keeping(X, row, n_heads):
+    """Whether vectors that have a task's own columns only are smaller than those that have all."""
+    if len(row) <= X.shape[0] and np.bincount(row, minlength=1).max() <= 1:
+        return True
+    return 2 * np.diff(X.indptr)[row].sum() < n_heads * X.shape[1]
+
+
+def _own_rows(X, row, columns):
+    """X and rows of it, such that a row belongs to one task only where tasks differ in columns."""
+    if columns is None or np.bincount(row, minlength=1).max() <= 1:
+        return X, row
+    return X[row], np.arange(len(row))
 
 
 def constant_score(user, target, weight):
@@ -729,12 +809,11 @@ def _divide(problem, state, factors):
 
 def _remember(problem, state, memory, averages):
     """Derivatives at the state as it is and what they average to, so that a good start stays so."""
-    samples, data = problem.samples, problem.data
+    if not problem.dense:
+        _remember_sparse(problem, state, memory, averages)
+        return
+    samples, X = problem.samples, problem.data[0]
     (mixing, kappa), _, (code, parameter, _, user), (_, _, _, kind, _) = problem.arguments
-    if problem.dense:
-        X = data[0]
-    else:
-        X = sp.csr_matrix(data, shape=(len(data[2]) - 1, state.specific.shape[1] - 1))
     weights = np.einsum("tr,rj->tj", mixing, state.shared[:, 0]) + state.specific
     shared, specific, intercept = averages
     d, n = X.shape[1], len(samples)
@@ -764,25 +843,66 @@ def _remember(problem, state, memory, averages):
             specific[t, -1] = memory[own].sum() / n
 
 
+def _remember_sparse(problem, state, memory, averages):
+    (mixing, kappa), _, (code, parameter, _, user), (_, _, _, kind, _) = problem.arguments
+    shared, specific, intercept = averages
+    samples, n, d = problem.samples, len(problem.samples), state.shared.shape[2] - 1
+    row, task, last = samples["row"], samples["task"], state.vector_start[1:] - 1
+    at, sample, own = _entries(problem, state)
+    data, indices, indptr, _ = problem.data
+    X = sp.csr_matrix((data, indices, indptr), shape=(len(indptr) - 1, d))
+    flat = state.specific.reshape(-1)
+    offset = mixing @ state.shared[:, 0, -1] + flat[last]
+    if kind in COMMON_INTERCEPT:
+        offset += state.intercept[0]
+    scores = offset[task] + np.bincount(sample, data[at] * flat[own], minlength=n)
+    for r in range(len(shared)):
+        scores += mixing[task, r] * (X @ state.shared[r, 0, :d])[row]
+    target, value, slope = samples["target"].copy(), np.empty(n), np.empty(n)
+    linear_sgd.point_losses(code, parameter, target, scores, value, slope, user)
+    memory[:] = samples["weight"] * slope
+
+    part = (memory / n)[sample] * data[at]
+    own_part = np.bincount(own, part, minlength=flat.size) * (kappa > 0)[problem.head_task].repeat(
+        np.diff(state.vector_start)
+    )
+    sums = np.bincount(task, memory, minlength=len(kappa)) / n
+    if kind == INTERCEPTS["coupled"]:
+        shared[:, 0, -1] = mixing.T @ sums
+        own_part[last] = sums * (kappa > 0)
+    elif kind == INTERCEPTS["free"]:
+        own_part[last] = sums
+    specific[...] = own_part.reshape(specific.shape)
+    for r in range(len(shared)):
+        shared[r, 0, :d] = np.bincount(indices[at], part * mixing[task[sample], r], minlength=d)
+    if kind in COMMON_INTERCEPT:
+        intercept[0] = sums.sum()
+
+
+def _entries(problem, state):
+    """Of the entries of all samples' rows: where they are in X, their sample, and their place in
+    their task's (first) vector, as `specific` has it flat."""
+    _, _, indptr, position = problem.data
+    lengths = np.diff(indptr)[problem.samples["row"]]
+    at = ragged(indptr[problem.samples["row"]], lengths)
+    sample = np.repeat(np.arange(len(lengths)), lengths)
+    first = state.vector_start[state.head_start[problem.samples["task"]]]
+    return at, sample, position[at] + first[sample]
+
+
 def _spreads(problem, state):
-    """1 / P(a draw has a coordinate), of each class and of each task."""
-    _, indices, indptr = problem.data
-    stride = state.specific.shape[1]
-    n_tasks = len(problem.kappa)
-    pattern = sp.csr_matrix(
-        (np.ones(len(indices)), indices, indptr), shape=(len(indptr) - 1, stride)
-    )
-    draws = sp.csr_matrix(
-        (problem.probability, (problem.samples["task"], problem.samples["row"])),
-        shape=(n_tasks, len(indptr) - 1),
-    )
-    chances = np.asarray((draws @ pattern).todense())
-    has_class = np.zeros((state.shared.shape[1], n_tasks))
+    """1 / P(a draw has a coordinate): of each class, and of each task like its first vector."""
+    at, sample, own = _entries(problem, state)
+    column, task = problem.data[1][at], problem.samples["task"][sample]
+    chance = problem.probability[sample]
+    has_class = np.zeros((state.shared.shape[1], len(problem.kappa)))
     has_class[state.head_class, problem.head_task] = 1.0
-    dtype = state.specific.dtype
+    stride, dtype = state.shared.shape[2], state.specific.dtype
+    of_classes = np.array([np.bincount(column, chance * has[task], stride) for has in has_class])
+    of_tasks = np.bincount(own, chance, minlength=state.specific.size)
     return tuple(
         np.divide(1.0, c, out=np.zeros_like(c), where=c > 0).astype(dtype)
-        for c in (has_class @ chances, chances)
+        for c in (of_classes, of_tasks)
     )
 
 

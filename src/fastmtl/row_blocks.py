@@ -12,7 +12,14 @@ import scipy.sparse as sp
 from sklearn import config_context, get_config
 from sklearn.utils import assert_all_finite
 
-__all__ = ["Pages", "bounds", "in_blocks", "validated", "warn_if_larger_than_memory"]
+__all__ = [
+    "Pages",
+    "bounds",
+    "check_fits_memory",
+    "in_blocks",
+    "validated",
+    "warn_if_larger_than_memory",
+]
 
 BLOCK_BYTES = 1 << 25
 
@@ -77,14 +84,29 @@ def validated(validate, X):
     return checked
 
 
+def machine_memory():
+    """Bytes of memory, or infinity where the system does not say."""
+    if not hasattr(os, "sysconf"):
+        return np.inf
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def warn_if_larger_than_memory(X):
-    if not (isinstance(X, np.memmap) and hasattr(os, "sysconf")):
-        return
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if X.nbytes > memory:
+    memory = machine_memory()
+    if isinstance(X, np.memmap) and X.nbytes > memory:
         warnings.warn(
             f"X is a memory map of {X.nbytes / 1e9:.3g} GB on a machine with {memory / 1e9:.3g} "
             "GB; sampling='block' reads it in order of blocks, not row by row",
             UserWarning,
             stacklevel=4,
+        )
+
+
+def check_fits_memory(n_heads, d, dtype):
+    size, memory = n_heads * d * np.dtype(dtype).itemsize, machine_memory()
+    if size > memory / 2:
+        raise MemoryError(
+            f"coef_ has shape ({n_heads}, {d}), {size / 1e9:.3g} GB on a machine with "
+            f"{memory / 1e9:.3g} GB; take mixing_[t] @ shared_coef_ + task_coef_[t] of the tasks "
+            "that you need (task_coef_ is sparse)"
         )

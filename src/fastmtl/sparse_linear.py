@@ -180,6 +180,7 @@ class _MultiTaskSparse(BaseEstimator):
         self.mixing_ = np.zeros((observations.n_tasks, 0))
         self._relations = LinearRelations(Factors(self.mixing_, np.zeros(observations.n_tasks)))
 
+    _compact = False
     coef_ = MultiTaskSGDRegressor.coef_
     intercept_ = MultiTaskSGDRegressor.intercept_
     _by_task = MultiTaskSGDRegressor._by_task

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import scipy.sparse as sp
 
-from fastmtl.reference.linear_sgd import COUPLED, FREE, SAMPLE
+from fastmtl.reference.linear_sgd import COUPLED, FREE, SAMPLE, find_columns
 
 # Hundreds of steps, each feeding the next, multiply a rounding error of the scores.
 TOLERANCE = dict.fromkeys(
@@ -81,13 +81,25 @@ def problem(rng, dtype, *, d, n_shared, kind, code, sparse):
         arguments["specific"][without, -1] = 0
     X = X.astype(dtype)
     if sparse:
-        X = sp.csr_matrix(X)
-        return {
-            "data": X.data,
-            "indices": X.indices.astype(np.int32),
-            "indptr": X.indptr.astype(np.int64),
-            **arguments,
-        }
+        X = sp.csr_matrix(X[samples["row"]])
+        samples["row"] = np.arange(n)
+        indices, indptr = X.indices.astype(np.int32), X.indptr.astype(np.int64)
+        case = {"data": X.data, "indices": indices, "indptr": indptr, "position": indices}
+        vector_start = np.arange(head_start[-1] + 1) * arguments["specific"].shape[1]
+        if n_shared != 2:
+            case["position"] = np.zeros_like(indices)
+            task_start = np.searchsorted(samples["task"], np.arange(n_tasks + 1))
+            none = np.zeros(0, dtype=np.int32), np.zeros(n_tasks + 1, dtype=np.int64)
+            columns, start = find_columns(
+                indices, indptr, samples["row"], task_start, *none, d, case["position"], True
+            )
+            head_task = np.repeat(np.arange(n_tasks), np.diff(head_start))
+            own = [np.append(columns[start[t] : start[t + 1]], -1) for t in head_task]
+            vectors = [v[at] for v, at in zip(arguments["specific"], own)]
+            arguments["specific"] = np.concatenate(vectors)
+            vector_start = np.cumsum([0] + [len(v) for v in vectors])
+        arguments["heads"] += (vector_start,)
+        return {**case, **arguments}
     return {"X": X, **arguments}
 
 
@@ -148,7 +160,7 @@ def saga_cases(sparse):
 def spreads(rng, dtype, case):
     return (
         rng.uniform(1, 3, size=case["shared"].shape[1:]).astype(dtype),
-        rng.uniform(1, 9, size=(4, case["shared"].shape[2])).astype(dtype),
+        rng.uniform(1, 9, size=case["specific"].shape).astype(dtype),
     )
 
 
@@ -216,7 +228,25 @@ def point_losses(rng, dtype):
         }
 
 
+def find_columns_cases(rng, dtype):
+    for grow in (True, False):
+        X = sp.csr_matrix(rng.random((30, 17)) < 0.3)
+        known = [rng.permutation(17)[:size] for size in (0, 5, 17, 3)]
+        yield {
+            "indices": X.indices.astype(np.int32),
+            "indptr": X.indptr.astype(np.int64),
+            "row": rng.permutation(30)[:25],
+            "task_start": np.array([0, 10, 10, 19, 25]),
+            "known": np.concatenate(known).astype(np.int32),
+            "known_start": np.cumsum([0] + [len(own) for own in known]),
+            "d": 17,
+            "position": np.zeros(X.nnz, dtype=np.int32),
+            "grow": grow,
+        }
+
+
 CASES = {
+    "find_columns": find_columns_cases,
     "sgd_dense": sgd_cases(sparse=False),
     "sgd_csr": sgd_cases(sparse=True),
     "saga_dense": saga_cases(sparse=False),

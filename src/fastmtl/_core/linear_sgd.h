@@ -18,10 +18,14 @@ typedef struct {
 enum { INTERCEPT_NONE, INTERCEPT_SHARED, INTERCEPT_COUPLED, INTERCEPT_FREE };
 
 /* Parameters: `shared` (n_shared, n_classes, stride), `specific` (heads, stride), stride a multiple
- * of 64 bytes: d features, zeros, and last the vector's intercept. Heads of task t are head_start[t] .. head_start[t + 1]. */
+ * of 64 bytes: d features, zeros, and last the vector's intercept. Heads of task t are head_start[t] .. head_start[t + 1].
+ * With CSR, head h's vector is vector_start[h] .. vector_start[h + 1] of `specific`, and an entry of
+ * X lies at `position` in the vectors of its row's task: these may be short, without the columns
+ * that the task's rows lack. */
 typedef struct {
     const void *X; /* dense rows, or the values of CSR */
     const int32_t *indices;
+    const int32_t *position;
     const int64_t *indptr;
     int64_t row_stride, d, stride; /* d: of dense rows */
     const sgd_sample *samples;
@@ -30,8 +34,10 @@ typedef struct {
     const double *task_rarity, *class_rarity;
     const int64_t *head_start;
     const int32_t *head_class;
+    const int64_t *vector_start;
     void *shared, *specific;
     double *intercept; /* (n_classes,), never penalised */
+    int64_t n_heads;
     int32_t n_shared, n_classes, intercept_kind, softmax;
     double alpha;
     const double *task_alpha; /* SAGA: alpha times (kappa here over the true one) */
@@ -66,6 +72,7 @@ typedef struct {
     sgd_function sgd_general, saga_general;
     void (*losses_dense)(const sgd_problem *, double *task_loss);
     void (*losses_csr)(const sgd_problem *, double *task_loss);
+    void (*settle)(const sgd_problem *); /* multiplies the factors of CSR out */
 } sgd_table;
 
 const sgd_table *sgd_table_f64(int level);

@@ -30,6 +30,7 @@ cdef extern from "linear_sgd.h" nogil:
     ctypedef struct sgd_problem:
         const void *X
         const int32_t *indices
+        const int32_t *position
         const int64_t *indptr
         int64_t row_stride, d, stride
         const sgd_sample *samples
@@ -40,9 +41,11 @@ cdef extern from "linear_sgd.h" nogil:
         const double *task_alpha
         const int64_t *head_start
         const int32_t *head_class
+        const int64_t *vector_start
         void *shared
         void *specific
         double *intercept
+        int64_t n_heads
         int32_t n_shared, n_classes, intercept_kind, softmax
         double alpha
         point_loss loss
@@ -82,6 +85,7 @@ cdef extern from "linear_sgd.h" nogil:
         sgd_function saga_general
         void (*losses_dense)(const sgd_problem *, double *) noexcept nogil
         void (*losses_csr)(const sgd_problem *, double *) noexcept nogil
+        void (*settle)(const sgd_problem *) noexcept nogil
 
     const sgd_table *sgd_table_f64(int level)
     const sgd_table *sgd_table_f32(int level)
@@ -136,13 +140,14 @@ cdef int _fill(sgd_problem *P, X, const sgd_sample[::1] samples, shared, specifi
     P.task_alpha = &task_alpha[0]
     P.head_start = &head_start[0]
     P.head_class = &head_class[0]
+    P.n_heads = head_class.shape[0]
     P.shared = <void *>_address(shared, True)
     P.specific = <void *>_address(specific, True)
     P.intercept = &intercept[0]
     P.n_shared = shared.shape[0]
     P.n_classes = shared.shape[1]
-    P.stride = specific.shape[1]
-    if P.stride * X.itemsize % 64 or shared.shape[2] != P.stride:
+    P.stride = shared.shape[2]
+    if P.stride * X.itemsize % 64:
         raise ValueError("parameter vectors must be padded to a multiple of 64 bytes")
     P.alpha = penalty[0]
     P.intercept_kind = penalty[3]
@@ -163,19 +168,27 @@ cdef int _fill(sgd_problem *P, X, const sgd_sample[::1] samples, shared, specifi
     return 0
 
 
-cdef int _fill_dense(sgd_problem *P, X) except -1:
+cdef int _fill_dense(sgd_problem *P, X, specific) except -1:
+    if specific.shape[1] != P.stride:
+        raise ValueError("shared and specific vectors must be of one length")
     P.d = X.shape[1]
     P.row_stride = X.shape[1]
-    P.indices = NULL
-    P.indptr = NULL
+    P.indices = P.position = NULL
+    P.indptr = P.vector_start = NULL
     return 0
 
 
-cdef int _fill_csr(sgd_problem *P, const int32_t[::1] indices, const int64_t[::1] indptr) except -1:
+cdef int _fill_csr(sgd_problem *P, const int32_t[::1] indices, const int64_t[::1] indptr,
+                   const int32_t[::1] position, tuple heads, specific) except -1:
+    cdef const int64_t[::1] vector_start = heads[2]
+    if position.shape[0] != indices.shape[0] or specific.size != vector_start[P.n_heads]:
+        raise ValueError("an entry of X needs a position, and specific the length of its vectors")
     P.d = 0
     P.row_stride = 0
     P.indices = &indices[0] if indices.shape[0] else NULL
+    P.position = &position[0] if position.shape[0] else NULL
     P.indptr = &indptr[0]
+    P.vector_start = &vector_start[0]
     return 0
 
 
@@ -194,18 +207,19 @@ cdef double _run(sgd_function function, sgd_problem *P, const int64_t[::1] order
     # Threads write to these in every step: two lines lie between one's and the next one's.
     cdef double[:, ::1] scratch = np.zeros((n_threads, 2 * P.memory_stride + APART))
     cdef double[:, ::1] shared_scale = np.ones((n_threads, n_vectors + APART))
-    specific_scale = np.ones(specific.shape[0])
-    cdef double[::1] specific_scale_view = specific_scale
-    P.specific_scale = &specific_scale_view[0]
+    cdef double[::1] specific_scale = np.ones(P.n_heads)
+    cdef const sgd_table *table = _table(shared)
+    P.specific_scale = &specific_scale[0]
     if n_threads == 1:
         P.scratch = &scratch[0, 0]
         P.shared_scale = &shared_scale[0, 0]
         with nogil:
             total = function(P, &order[0], n, step) if n else 0.0
+            if csr:
+                table.settle(P)
         if csr:
             shared *= np.reshape(shared_scale[0, :n_vectors], (*shared.shape[:2], 1)).astype(
                 shared.dtype)
-            specific *= specific_scale[:, None].astype(specific.dtype)
         return total
 
     cdef sgd_problem problems[MAX_THREADS]
@@ -251,7 +265,7 @@ cdef double _run(sgd_function function, sgd_problem *P, const int64_t[::1] order
             _merge_beside(beside, others, [<double>lengths[k] / drawn for k in range(n_threads)])
         step += drawn // n_threads * P.pace
     if csr:
-        specific *= specific_scale[:, None].astype(specific.dtype)
+        table.settle(P)
     return total
 
 
@@ -330,13 +344,13 @@ def sgd_dense(X, const sgd_sample[::1] samples, const int64_t[::1] order, shared
     """
     cdef sgd_problem P
     _fill(&P, X, samples, shared, specific, intercept, coupling, heads, loss, penalty, schedule)
-    _fill_dense(&P, X)
+    _fill_dense(&P, X, specific)
     return _run(_table(X).sgd_dense, &P, order, schedule[3], shared, specific, intercept, owner,
                 n_threads, n_blocks, False)
 
 
-def sgd_csr(data, indices, indptr, const sgd_sample[::1] samples, const int64_t[::1] order, shared,
-            specific, intercept, tuple coupling, tuple heads, tuple loss, tuple penalty,
+def sgd_csr(data, indices, indptr, position, const sgd_sample[::1] samples,
+            const int64_t[::1] order, shared, specific, intercept, tuple coupling, tuple heads, tuple loss, tuple penalty,
             tuple schedule, owner, int n_blocks, int n_threads):
     """The same on CSR rows.
 
@@ -344,7 +358,7 @@ def sgd_csr(data, indices, indptr, const sgd_sample[::1] samples, const int64_t[
     """
     cdef sgd_problem P
     _fill(&P, data, samples, shared, specific, intercept, coupling, heads, loss, penalty, schedule)
-    _fill_csr(&P, indices, indptr)
+    _fill_csr(&P, indices, indptr, position, heads, specific)
     return _run(_table(data).sgd_csr, &P, order, schedule[3], shared, specific, intercept, owner,
                 n_threads, n_blocks, True)
 
@@ -370,14 +384,14 @@ def saga_dense(X, const sgd_sample[::1] samples, const int64_t[::1] order, share
     """
     cdef sgd_problem P
     _fill(&P, X, samples, shared, specific, intercept, coupling, heads, loss, penalty, schedule)
-    _fill_dense(&P, X)
+    _fill_dense(&P, X, specific)
     _fill_saga(&P, memory, averages)
     return _run(_table(X).saga_dense, &P, order, 0, shared, specific, intercept,
                 np.zeros(1, dtype=np.int32), 1, 1, False)
 
 
-def saga_csr(data, indices, indptr, const sgd_sample[::1] samples, const int64_t[::1] order, shared,
-             specific, intercept, tuple coupling, tuple heads, tuple loss, tuple penalty,
+def saga_csr(data, indices, indptr, position, const sgd_sample[::1] samples,
+             const int64_t[::1] order, shared, specific, intercept, tuple coupling, tuple heads, tuple loss, tuple penalty,
              tuple schedule, memory, tuple averages, tuple spreads):
     """The same on CSR rows; `spreads` are n / (rows that have the coordinate).
 
@@ -385,7 +399,7 @@ def saga_csr(data, indices, indptr, const sgd_sample[::1] samples, const int64_t
     """
     cdef sgd_problem P
     _fill(&P, data, samples, shared, specific, intercept, coupling, heads, loss, penalty, schedule)
-    _fill_csr(&P, indices, indptr)
+    _fill_csr(&P, indices, indptr, position, heads, specific)
     _fill_saga(&P, memory, averages)
     P.shared_spread = _address(spreads[0], False)
     P.specific_spread = _address(spreads[1], False)
@@ -453,14 +467,14 @@ def sgd_general_dense(X, const sgd_sample[::1] samples, const int64_t[::1] order
     cdef sgd_problem P
     n_threads = max(1, min(n_threads, MAX_THREADS, len(owner)))
     _fill(&P, X, samples, shared, specific, intercept, coupling, heads, loss, penalty, schedule)
-    _fill_dense(&P, X)
+    _fill_dense(&P, X, specific)
     beside = _fill_general(&P, shares, extras, n_threads)
     return _run(_table(X).sgd_general, &P, order, schedule[3], shared, specific, intercept, owner,
                 n_threads, n_blocks, False, beside)
 
 
-def sgd_general_csr(data, indices, indptr, const sgd_sample[::1] samples, const int64_t[::1] order,
-                    shared, specific, intercept, tuple coupling, tuple heads, tuple loss,
+def sgd_general_csr(data, indices, indptr, position, const sgd_sample[::1] samples,
+                    const int64_t[::1] order, shared, specific, intercept, tuple coupling, tuple heads, tuple loss,
                     tuple penalty, tuple schedule, tuple shares, tuple extras, tuple spreads,
                     owner, int n_blocks, int n_threads):
     """The same on CSR rows; `spreads` are 1 / P(a draw touches the coordinate).
@@ -470,7 +484,7 @@ def sgd_general_csr(data, indices, indptr, const sgd_sample[::1] samples, const 
     cdef sgd_problem P
     n_threads = max(1, min(n_threads, MAX_THREADS, len(owner)))
     _fill(&P, data, samples, shared, specific, intercept, coupling, heads, loss, penalty, schedule)
-    _fill_csr(&P, indices, indptr)
+    _fill_csr(&P, indices, indptr, position, heads, specific)
     beside = _fill_general(&P, shares, extras, n_threads)
     P.shared_spread = _address(spreads[0], False)
     P.specific_spread = _address(spreads[1], False)
@@ -487,14 +501,14 @@ def saga_general_dense(X, const sgd_sample[::1] samples, const int64_t[::1] orde
     """
     cdef sgd_problem P
     _fill(&P, X, samples, shared, specific, intercept, coupling, heads, loss, penalty, schedule)
-    _fill_dense(&P, X)
+    _fill_dense(&P, X, specific)
     _fill_saga(&P, memory, averages)
     P.shared_l1, P.shared_l2, P.task_l1, P.task_l2 = shares
     return _run(_table(X).saga_general, &P, order, 0, shared, specific, intercept,
                 np.zeros(1, dtype=np.int32), 1, 1, False)
 
 
-def saga_general_csr(data, indices, indptr, const sgd_sample[::1] samples,
+def saga_general_csr(data, indices, indptr, position, const sgd_sample[::1] samples,
                      const int64_t[::1] order, shared, specific, intercept, tuple coupling,
                      tuple heads, tuple loss, tuple penalty, tuple schedule, tuple shares, memory,
                      tuple averages, tuple spreads):
@@ -504,7 +518,7 @@ def saga_general_csr(data, indices, indptr, const sgd_sample[::1] samples,
     """
     cdef sgd_problem P
     _fill(&P, data, samples, shared, specific, intercept, coupling, heads, loss, penalty, schedule)
-    _fill_csr(&P, indices, indptr)
+    _fill_csr(&P, indices, indptr, position, heads, specific)
     _fill_saga(&P, memory, averages)
     P.shared_l1, P.shared_l2, P.task_l1, P.task_l2 = shares
     P.shared_spread = _address(spreads[0], False)
@@ -519,7 +533,7 @@ def losses_dense(X, const sgd_sample[::1] samples, shared, specific, intercept, 
     cdef sgd_problem P
     cdef double[::1] scratch
     _fill(&P, X, samples, shared, specific, intercept, coupling, heads, loss, penalty, (1, 0, 0))
-    _fill_dense(&P, X)
+    _fill_dense(&P, X, specific)
     scratch = np.empty(2 * P.memory_stride)
     P.scratch = &scratch[0]
     cdef const sgd_table *table = _table(X)
@@ -527,16 +541,16 @@ def losses_dense(X, const sgd_sample[::1] samples, shared, specific, intercept, 
         table.losses_dense(&P, &task_loss[0])
 
 
-def losses_csr(data, indices, indptr, const sgd_sample[::1] samples, shared, specific, intercept,
+def losses_csr(data, indices, indptr, position, const sgd_sample[::1] samples, shared, specific, intercept,
                tuple coupling, tuple heads, tuple loss, tuple penalty, double[::1] task_loss):
     """The same on CSR rows."""
     cdef sgd_problem P
     cdef double[::1] scratch
     _fill(&P, data, samples, shared, specific, intercept, coupling, heads, loss, penalty, (1, 0, 0))
-    _fill_csr(&P, indices, indptr)
+    _fill_csr(&P, indices, indptr, position, heads, specific)
     scratch = np.empty(2 * P.memory_stride)
     P.scratch = &scratch[0]
-    cdef double[::1] ones = np.ones(max(specific.shape[0], shared.shape[0] * shared.shape[1]))
+    cdef double[::1] ones = np.ones(max(P.n_heads, shared.shape[0] * shared.shape[1]))
     P.shared_scale = &ones[0]
     P.specific_scale = &ones[0]
     cdef const sgd_table *table = _table(data)
@@ -554,3 +568,41 @@ def point_losses(int code, double parameter, const double[::1] target, const dou
     with nogil:
         for i in range(n):
             value[i] = point_loss_at(&loss, target[i], score[i], &gradient[i])
+
+
+def find_columns(const int32_t[::1] indices, const int64_t[::1] indptr, const int64_t[::1] row,
+                 const int64_t[::1] task_start, const int32_t[::1] known,
+                 const int64_t[::1] known_start, int64_t d, int32_t[::1] position, bint grow):
+    """Write where each entry's column stands in the list of its task; return the lists.
+
+    See :func:`fastmtl.reference.linear_sgd.find_columns`.
+    """
+    cdef int64_t t, i, z, begin, entries = 0, found = 0, n_tasks = task_start.shape[0] - 1
+    cdef int32_t column
+    if known_start.shape[0] != n_tasks + 1 or position.shape[0] != indices.shape[0]:
+        raise ValueError("known_start is per task, and position per entry of X")
+    if grow:
+        for i in range(task_start[n_tasks]):
+            entries += indptr[row[i] + 1] - indptr[row[i]]
+    cdef int32_t[::1] columns = np.empty(known.shape[0] + entries, dtype=np.int32)
+    cdef int64_t[::1] start = np.zeros(n_tasks + 1, dtype=np.int64)
+    cdef int32_t[::1] place = np.full(d, -1, dtype=np.int32)
+    with nogil:
+        for t in range(n_tasks):
+            begin = found
+            for i in range(known_start[t], known_start[t + 1]):
+                columns[found] = known[i]
+                place[known[i]] = <int32_t>(found - begin)
+                found += 1
+            for i in range(task_start[t], task_start[t + 1]):
+                for z in range(indptr[row[i]], indptr[row[i] + 1]):
+                    column = indices[z]
+                    if grow and place[column] < 0:
+                        columns[found] = column
+                        place[column] = <int32_t>(found - begin)
+                        found += 1
+                    position[z] = place[column]
+            for i in range(begin, found):
+                place[columns[i]] = -1
+            start[t + 1] = found
+    return np.array(columns[:found]), np.asarray(start)

@@ -85,6 +85,13 @@ static inline NAME(row) NAME(row_of)(const sgd_problem *P, const sgd_sample *sam
     return (NAME(row)){X + begin, P->indices + begin, P->indptr[sample->row + 1] - begin};
 }
 
+/* The same row, as the task's own vectors have it. */
+static inline NAME(row) NAME(own_row)(const sgd_problem *P, const sgd_sample *sample) {
+    NAME(row) row = NAME(row_of)(P, sample);
+    if (P->indptr) row.indices = P->position + P->indptr[sample->row];
+    return row;
+}
+
 static inline void NAME(scores_any)(const sgd_problem *P, const sgd_sample *sample, vec unit,
                                     double *score) {
     if (P->indptr)
@@ -108,7 +115,7 @@ static double NAME(sgd_general)(const sgd_problem *P, const int64_t *order, int6
         const int64_t task = sample->task, first = P->head_start[task];
         const int64_t heads = P->head_start[task + 1] - first;
         const double *mixing = P->mixing + task * R, kappa = P->kappa[task];
-        const NAME(row) row = NAME(row_of)(P, sample);
+        const NAME(row) row = NAME(row_of)(P, sample), own = NAME(own_row)(P, sample);
 
         NAME(scores_any)(P, sample, unit, score);
         total += NAME(derivatives)(P, sample, score, g, heads);
@@ -121,7 +128,8 @@ static double NAME(sgd_general)(const sgd_problem *P, const int64_t *order, int6
         const NAME(rule) for_task = {sqrt(kappa), P->alpha * P->task_l1, P->alpha * P->task_l2, rate, lag};
         const NAME(rule) unpenalised = {1.0, 0.0, 0.0, rate, lag};
         for (int64_t j = 0; j < heads; j++) {
-            const int64_t class_ = P->head_class[first + j], head = (first + j) * stride;
+            const int64_t class_ = P->head_class[first + j], head = NAME(vector_at)(P, first + j);
+            const int64_t end = NAME(last_of)(P, first + j);
             const double move = damping * g[j];
             for (int64_t r = 0; r < R; r++) {
                 const int64_t at = (r * P->n_classes + class_) * stride;
@@ -134,12 +142,12 @@ static double NAME(sgd_general)(const sgd_problem *P, const int64_t *order, int6
             double *squares = P->specific_squares ? P->specific_squares + head : NULL;
             double *drift = P->specific_drift ? P->specific_drift + head : NULL;
             if (kappa > 0)
-                NAME(general_vector)(specific + head, squares, drift, row, for_task.root * move,
-                                     specific_spread ? specific_spread + task * stride : NULL,
-                                     P->task_rarity[task], &for_task, last, coupled);
+                NAME(general_vector)(specific + head, squares, drift, own, for_task.root * move,
+                                     specific_spread ? specific_spread + P->vector_start[first] : NULL,
+                                     P->task_rarity[task], &for_task, end, coupled);
             if (P->intercept_kind == INTERCEPT_FREE)
-                NAME(general_coordinate)(specific + head + last, squares ? squares + last : NULL,
-                                         drift ? drift + last : NULL, move, 0.0, &unpenalised);
+                NAME(general_coordinate)(specific + head + end, squares ? squares + end : NULL,
+                                         drift ? drift + end : NULL, move, 0.0, &unpenalised);
             if (common) NAME(general_intercept)(P, class_, move, &unpenalised);
         }
     }
@@ -149,11 +157,11 @@ static double NAME(sgd_general)(const sgd_problem *P, const int64_t *order, int6
 /* w ← prox(w − rate root² (c x + seldom a)),  a ← a + c x / n */
 static inline void NAME(saga_general_vector)(const sgd_problem *P, real *w, real *a, NAME(row) row,
                                              double c, const real *spread, double seldom,
-                                             const NAME(rule) *rule, int intercept) {
+                                             const NAME(rule) *rule, int64_t last, int intercept) {
     const double step = rule->rate * rule->root * rule->root, share = c / (double)P->n_samples;
     for (int64_t z = 0; z < row.length + intercept; z++) {
         const int at_end = z == row.length;
-        const int64_t i = at_end ? P->stride - 1 : row.indices ? row.indices[z] : z;
+        const int64_t i = at_end ? last : row.indices ? row.indices[z] : z;
         const double x = at_end ? 1.0 : row.x[z], often = spread && !at_end ? spread[i] : seldom;
         const double weight = rule->rate * often;
         const double moved = NAME(soft)(w[i] - step * (c * x + often * a[i]),
@@ -183,7 +191,7 @@ static double NAME(saga_general)(const sgd_problem *P, const int64_t *order, int
         const int64_t heads = P->head_start[task + 1] - first;
         const double *mixing = P->mixing + task * R, kappa = P->kappa[task];
         const double rarity = P->task_rarity[task];
-        const NAME(row) row = NAME(row_of)(P, sample);
+        const NAME(row) row = NAME(row_of)(P, sample), own = NAME(own_row)(P, sample);
         const double own_alpha = P->task_alpha[task];
         const NAME(rule) for_task = {sqrt(kappa), sqrt(P->alpha * own_alpha) * P->task_l1,
                                      own_alpha * P->task_l2, rate, 0.0};
@@ -192,7 +200,8 @@ static double NAME(saga_general)(const sgd_problem *P, const int64_t *order, int
         NAME(scores_any)(P, sample, unit, score);
         total += NAME(derivatives)(P, sample, score, g, heads);
         for (int64_t j = 0; j < heads; j++) {
-            const int64_t class_ = P->head_class[first + j], head = (first + j) * stride;
+            const int64_t class_ = P->head_class[first + j], head = NAME(vector_at)(P, first + j);
+            const int64_t end = NAME(last_of)(P, first + j);
             const double change = g[j] - memory[j], class_rarity = P->class_rarity[class_];
             memory[j] = g[j];
             for (int64_t r = 0; r < R; r++) {
@@ -200,16 +209,16 @@ static double NAME(saga_general)(const sgd_problem *P, const int64_t *order, int
                 NAME(saga_general_vector)(P, shared + at, shared_average + at, row,
                                           mixing[r] * change,
                                           shared_spread ? shared_spread + class_ * stride : NULL,
-                                          class_rarity, &for_shared, coupled);
+                                          class_rarity, &for_shared, last, coupled);
             }
             real *v = specific + head, *a = specific_average + head;
             if (kappa > 0)
-                NAME(saga_general_vector)(P, v, a, row, change,
-                                          specific_spread ? specific_spread + task * stride : NULL,
-                                          rarity, &for_task, coupled);
+                NAME(saga_general_vector)(P, v, a, own, change,
+                                          specific_spread ? specific_spread + P->vector_start[first] : NULL,
+                                          rarity, &for_task, end, coupled);
             if (P->intercept_kind == INTERCEPT_FREE) {
-                v[last] = (real)(v[last] - rate * (change + rarity * a[last]));
-                a[last] += (real)(share * change);
+                v[end] = (real)(v[end] - rate * (change + rarity * a[end]));
+                a[end] += (real)(share * change);
             }
             if (common) {
                 P->intercept[class_] -= rate * (change + class_rarity * P->intercept_average[class_]);

@@ -11,6 +11,8 @@
  */
 #define PREFETCH_AHEAD 6
 #define PREFETCH_LINES 16
+#define CSR_AHEAD 4
+#define CSR_MOST 256 /* entries of a row that are fetched ahead */
 
 /* Parameter vectors are padded to whole vector registers: stores that a later load of the same
  * place cannot take from whole (masked or scalar ones) stall the loop. The last coordinate is the
@@ -144,24 +146,65 @@ static inline void NAME(scores_dense)(const sgd_problem *P, const sgd_sample *sa
     }
 }
 
+/* Where head h's vector begins, and where in it the intercept is. */
+static inline int64_t NAME(vector_at)(const sgd_problem *P, int64_t h) {
+    return P->vector_start ? P->vector_start[h] : h * P->stride;
+}
+
+static inline int64_t NAME(last_of)(const sgd_problem *P, int64_t h) {
+    return P->vector_start ? P->vector_start[h + 1] - P->vector_start[h] - 1 : P->stride - 1;
+}
+
+/* Σ_z (b s[at_z] + c v[own_z]) x_z; four sums, for each waits for its last addition. */
+static inline real NAME(dot_entries)(real b, const real *s, real c, const real *v, const real *x,
+                                     const int32_t *at, const int32_t *own, int64_t n) {
+    real total_0 = 0, total_1 = 0, total_2 = 0, total_3 = 0;
+    int64_t z = 0;
+    for (; z + 4 <= n; z += 4) {
+        total_0 += (b * s[at[z]] + c * v[own[z]]) * x[z];
+        total_1 += (b * s[at[z + 1]] + c * v[own[z + 1]]) * x[z + 1];
+        total_2 += (b * s[at[z + 2]] + c * v[own[z + 2]]) * x[z + 2];
+        total_3 += (b * s[at[z + 3]] + c * v[own[z + 3]]) * x[z + 3];
+    }
+    for (; z < n; z++) total_0 += (b * s[at[z]] + c * v[own[z]]) * x[z];
+    return (total_0 + total_1) + (total_2 + total_3);
+}
+
+static inline real NAME(dot_sparse)(const real *w, const real *x, const int32_t *at, int64_t n) {
+    real total_0 = 0, total_1 = 0, total_2 = 0, total_3 = 0;
+    int64_t z = 0;
+    for (; z + 4 <= n; z += 4) {
+        total_0 += w[at[z]] * x[z];
+        total_1 += w[at[z + 1]] * x[z + 1];
+        total_2 += w[at[z + 2]] * x[z + 2];
+        total_3 += w[at[z + 3]] * x[z + 3];
+    }
+    for (; z < n; z++) total_0 += w[at[z]] * x[z];
+    return (total_0 + total_1) + (total_2 + total_3);
+}
+
 static inline void NAME(scores_csr)(const sgd_problem *P, const sgd_sample *sample, double *score) {
-    const real *data = (const real *)P->X, *shared = (const real *)P->shared;
-    const real *specific = (const real *)P->specific;
-    const int64_t stride = P->stride, last = stride - 1, R = P->n_shared, class_block = stride * P->n_classes;
+    const int64_t begin = P->indptr[sample->row], n = P->indptr[sample->row + 1] - begin;
+    const real *x = (const real *)P->X + begin;
+    const int32_t *at = P->indices + begin, *own = P->position + begin;
+    const int64_t stride = P->stride, R = P->n_shared, class_block = stride * P->n_classes;
     const int64_t first = P->head_start[sample->task], end = P->head_start[sample->task + 1];
-    const int64_t row = P->indptr[sample->row], row_end = P->indptr[sample->row + 1];
     const double *mixing = P->mixing + sample->task * R;
     const int common = NAME(has_common_intercept)(P);
     for (int64_t h = first; h < end; h++) {
         const int64_t class_ = P->head_class[h];
-        const real *v = specific + h * stride, *s = shared + class_ * stride;
-        double own = v[last], p = common ? P->intercept[class_] : 0.0;
-        for (int64_t z = row; z < row_end; z++) own += (double)v[P->indices[z]] * data[z];
-        p += own * P->specific_scale[h];
-        for (int64_t r = 0; r < R; r++, s += class_block) {
-            double part = s[last];
-            for (int64_t z = row; z < row_end; z++) part += (double)s[P->indices[z]] * data[z];
-            p += mixing[r] * part * P->shared_scale[r * P->n_classes + class_];
+        const real *s = (const real *)P->shared + class_ * stride;
+        const real *v = (const real *)P->specific + P->vector_start[h];
+        const double scale = P->specific_scale[h];
+        double p = (common ? P->intercept[class_] : 0.0) + scale * v[NAME(last_of)(P, h)];
+        if (R == 1) {
+            const double b = mixing[0] * P->shared_scale[class_];
+            p += b * s[stride - 1] + NAME(dot_entries)((real)b, s, (real)scale, v, x, at, own, n);
+        } else {
+            p += scale * NAME(dot_sparse)(v, x, own, n);
+            for (int64_t r = 0; r < R; r++, s += class_block)
+                p += mixing[r] * P->shared_scale[r * P->n_classes + class_] *
+                     (s[stride - 1] + NAME(dot_sparse)(s, x, at, n));
         }
         score[h - first] = p;
     }
@@ -368,7 +411,40 @@ static inline void NAME(unscale)(real *w, double *scale, int64_t n) {
     *scale = 1.0;
 }
 
+static void NAME(settle)(const sgd_problem *P) {
+    for (int64_t h = 0; h < P->n_heads; h++)
+        NAME(unscale)((real *)P->specific + P->vector_start[h], P->specific_scale + h,
+                      NAME(last_of)(P, h) + 1);
+}
+
 #define SMALLEST_SCALE 1e-4
+
+/* s[at_z] ← s[at_z] − b x_z, v[own_z] ← v[own_z] − c x_z; meanwhile the next row's places in its
+ * v, which seldom are in a near cache, are fetched. */
+static inline void NAME(push_entries)(real b, real *s, real c, real *v, const real *x, const int32_t *at,
+                                      const int32_t *own, int64_t n, const real *next_v,
+                                      const int32_t *next_own, int64_t n_next) {
+    const int64_t both = n < n_next ? n : n_next;
+    int64_t z = 0;
+    for (; z < both; z++) {
+        __builtin_prefetch(next_v + next_own[z], 1);
+        s[at[z]] -= b * x[z];
+        v[own[z]] -= c * x[z];
+    }
+    for (int64_t y = z; y < n_next; y++) __builtin_prefetch(next_v + next_own[y], 1);
+    for (; z < n; z++) {
+        s[at[z]] -= b * x[z];
+        v[own[z]] -= c * x[z];
+    }
+}
+
+static inline void NAME(push_sparse)(real b, real *w, const real *x, const int32_t *at, int64_t n) {
+    for (int64_t z = 0; z < n; z++) w[at[z]] -= b * x[z];
+}
+
+static inline void NAME(fetch)(const void *from, int64_t bytes) {
+    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch((const char *)from + at);
+}
 
 static double NAME(sgd_csr)(const sgd_problem *P, const int64_t *order, int64_t count, int64_t step) {
     const real *data = (const real *)P->X;
@@ -378,16 +454,22 @@ static double NAME(sgd_csr)(const sgd_problem *P, const int64_t *order, int64_t 
     double *score = P->scratch, *g = P->scratch + P->memory_stride, total = 0.0;
 
     for (int64_t k = 0; k < count; k++, step++) {
-        if (k + PREFETCH_AHEAD < count) {
-            const sgd_sample *next = P->samples + order[k + PREFETCH_AHEAD];
-            const int64_t begin = P->indptr[next->row];
-            __builtin_prefetch(data + begin);
-            __builtin_prefetch(P->indices + begin);
+        if (k + 4 * CSR_AHEAD < count) __builtin_prefetch(P->samples + order[k + 4 * CSR_AHEAD]);
+        if (k + 2 * CSR_AHEAD < count)
+            __builtin_prefetch(P->indptr + P->samples[order[k + 2 * CSR_AHEAD]].row);
+        if (k + CSR_AHEAD < count) {
+            const int64_t row = P->samples[order[k + CSR_AHEAD]].row, begin = P->indptr[row];
+            const int64_t n = P->indptr[row + 1] - begin < CSR_MOST ? P->indptr[row + 1] - begin : CSR_MOST;
+            NAME(fetch)(data + begin, n * (int64_t)sizeof(real) + 64);
+            NAME(fetch)(P->indices + begin, n * (int64_t)sizeof(int32_t) + 64);
+            NAME(fetch)(P->position + begin, n * (int64_t)sizeof(int32_t) + 64);
         }
         const sgd_sample *sample = P->samples + order[k];
         const int64_t task = sample->task, first = P->head_start[task];
         const int64_t heads = P->head_start[task + 1] - first;
-        const int64_t begin = P->indptr[sample->row], end = P->indptr[sample->row + 1];
+        const int64_t begin = P->indptr[sample->row], n = P->indptr[sample->row + 1] - begin;
+        const real *x = data + begin;
+        const int32_t *at = P->indices + begin, *own = P->position + begin;
         const double *mixing = P->mixing + task * R, kappa = P->kappa[task];
 
         NAME(scores_csr)(P, sample, score);
@@ -396,29 +478,38 @@ static double NAME(sgd_csr)(const sgd_problem *P, const int64_t *order, int64_t 
         const double rate = NAME(rate_at)(P, step);
         const double damping = rate * NAME(damped)(P, sample, rate, g[0]);
         const double keep = 1.0 / (1.0 + rate * P->alpha * P->task_rarity[task]);
+        const sgd_sample *next = P->samples + order[k + 1 < count ? k + 1 : k];
+        const int64_t next_begin = P->indptr[next->row];
+        const int64_t n_next = P->indptr[next->row + 1] - next_begin;
+        const real *next_v = specific + P->vector_start[P->head_start[next->task]];
         for (int64_t j = 0; j < heads; j++) {
             const int64_t class_ = P->head_class[first + j];
             const double move = damping * g[j];
             const double keep_shared = 1.0 / (1.0 + rate * P->alpha * P->class_rarity[class_]);
-            real *v = specific + (first + j) * stride, *s = shared + class_ * stride;
-            for (int64_t r = 0; r < R; r++, s += class_block) {
-                double *scale = P->shared_scale + r * P->n_classes + class_;
-                const double push = mixing[r] * move / *scale;
-                for (int64_t z = begin; z < end; z++) s[P->indices[z]] -= (real)(push * data[z]);
-                if (coupled) s[last] -= (real)push;
-                *scale *= keep_shared;
-                if (*scale < SMALLEST_SCALE) NAME(unscale)(s, scale, stride);
-            }
+            real *v = specific + P->vector_start[first + j], *s = shared + class_ * stride;
+            real *own_intercept = v + NAME(last_of)(P, first + j);
             double *scale = P->specific_scale + first + j;
-            if (kappa > 0) {
-                const double push = kappa * move / *scale;
-                for (int64_t z = begin; z < end; z++) v[P->indices[z]] -= (real)(push * data[z]);
+            const double push = kappa * move / *scale;
+            const int together = R == 1 && kappa > 0;
+            if (together)
+                NAME(push_entries)((real)(mixing[0] * move / P->shared_scale[class_]), s, (real)push,
+                                   v, x, at, own, n, next_v, P->position + next_begin,
+                                   j == 0 ? n_next : 0);
+            else if (kappa > 0)
+                NAME(push_sparse)((real)push, v, x, own, n);
+            for (int64_t r = 0; r < R; r++, s += class_block) {
+                double *factor = P->shared_scale + r * P->n_classes + class_;
+                const double part = mixing[r] * move / *factor;
+                if (!together) NAME(push_sparse)((real)part, s, x, at, n);
+                if (coupled) s[last] -= (real)part;
+                *factor *= keep_shared;
+                if (*factor < SMALLEST_SCALE) NAME(unscale)(s, factor, stride);
             }
-            const double free_intercept = v[last] * *scale - move;
-            if (coupled) v[last] -= (real)(kappa * move / *scale);
+            const double free_intercept = *own_intercept * *scale - move;
+            if (coupled) *own_intercept -= (real)push;
             *scale *= keep;
-            if (P->intercept_kind == INTERCEPT_FREE) v[last] = (real)(free_intercept / *scale);
-            if (*scale < SMALLEST_SCALE) NAME(unscale)(v, scale, stride);
+            if (P->intercept_kind == INTERCEPT_FREE) *own_intercept = (real)(free_intercept / *scale);
+            if (*scale < SMALLEST_SCALE) NAME(unscale)(v, scale, NAME(last_of)(P, first + j) + 1);
             if (common) P->intercept[class_] -= move;
         }
     }
@@ -515,7 +606,7 @@ static double NAME(saga_csr)(const sgd_problem *P, const int64_t *order, int64_t
         const int64_t begin = P->indptr[sample->row], end = P->indptr[sample->row + 1];
         const double *mixing = P->mixing + task * R, kappa = P->kappa[task];
         const double rarity = P->task_rarity[task], own_alpha = P->task_alpha[task];
-        const real *spread = specific_spread + task * stride;
+        const real *spread = specific_spread + P->vector_start[first];
         double *memory = P->memory + order[k] * P->memory_stride;
 
         NAME(scores_csr)(P, sample, score);
@@ -527,7 +618,7 @@ static double NAME(saga_csr)(const sgd_problem *P, const int64_t *order, int64_t
             const double class_rarity = P->class_rarity[class_];
             const real *class_spread = shared_spread + class_ * stride;
             memory[j] = g[j];
-            real *v = specific + (first + j) * stride, *s = shared + class_ * stride;
+            real *v = specific + P->vector_start[first + j], *s = shared + class_ * stride;
             real *a = shared_average + class_ * stride;
             for (int64_t r = 0; r < R; r++, s += class_block, a += class_block) {
                 const double push = mixing[r] * change;
@@ -544,19 +635,20 @@ static double NAME(saga_csr)(const sgd_problem *P, const int64_t *order, int64_t
                     a[last] += (real)(share * push);
                 }
             }
-            a = specific_average + (first + j) * stride;
+            a = specific_average + P->vector_start[first + j];
             if (kappa > 0)
                 for (int64_t z = begin; z < end; z++) {
-                    const int32_t i = P->indices[z];
+                    const int32_t i = P->position[z];
                     const double often = spread[i];
                     const double moved = v[i] - rate * kappa * (change * data[z] + often * a[i]);
                     v[i] = (real)(moved / (1.0 + rate * own_alpha * often));
                     a[i] += (real)(share * change * data[z]);
                 }
             const double gain = NAME(task_intercept_gain)(P, kappa);
-            const double moved = v[last] - rate * gain * (change + rarity * a[last]);
-            v[last] = (real)(coupled ? moved / (1.0 + rate * own_alpha * rarity) : moved);
-            if (gain > 0) a[last] += (real)(share * change);
+            const int64_t end_of_v = NAME(last_of)(P, first + j);
+            const double moved = v[end_of_v] - rate * gain * (change + rarity * a[end_of_v]);
+            v[end_of_v] = (real)(coupled ? moved / (1.0 + rate * own_alpha * rarity) : moved);
+            if (gain > 0) a[end_of_v] += (real)(share * change);
             if (common) {
                 P->intercept[class_] -= rate * (change + class_rarity * P->intercept_average[class_]);
                 P->intercept_average[class_] += share * change;
@@ -571,9 +663,12 @@ static double NAME(saga_csr)(const sgd_problem *P, const int64_t *order, int64_t
 static const sgd_table NAME(sgd_table) = {
     NAME(sgd_dense), NAME(sgd_csr), NAME(saga_dense), NAME(saga_csr),
     NAME(sgd_general), NAME(saga_general), NAME(losses_dense), NAME(losses_csr),
+    NAME(settle),
 };
 #undef PREFETCH_AHEAD
 #undef PREFETCH_LINES
+#undef CSR_AHEAD
+#undef CSR_MOST
 #undef STAGE
 #undef RING
 #undef ROWS_AHEAD

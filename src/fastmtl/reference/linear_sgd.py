@@ -10,6 +10,11 @@ shared : (R, K, stride), `specific` : (heads, stride), `intercept` : float64 (K,
 coupling : (mixing (T, R), kappa (T,))
 heads : (head_start int64 (T + 1,), head_class int32 (heads,))
     Heads of task t are ``head_start[t]:head_start[t + 1]``; each belongs to one of K classes.
+    For CSR there is vector_start int64 (heads + 1,) besides: head h's vector is
+    ``vector_start[h]:vector_start[h + 1]`` of `specific`, flattened, its intercept last.
+position : int32, one of each entry of CSR
+    Where the entry's coefficient stands in the vectors of the task that has the row. These may be
+    short: what no row of a task has is left out.
 loss : (code, parameter, smoothness, address)
     A code of `LOSSES`, or -1 for softmax; `smoothness` bounds the second derivative (0 switches
     the damping of long rows off); `address` of a user's own C function, or 0.
@@ -37,6 +42,7 @@ import ctypes
 import numpy as np
 
 __all__ = [
+    "find_columns",
     "losses_csr",
     "losses_dense",
     "point_losses",
@@ -163,16 +169,24 @@ def _derivatives(loss, sample, scores):
     return weight * (np.log(exponentials.sum()) + top - scores[own]), gradient
 
 
-def _scores(x, task, shared, specific, intercept, coupling, heads, kind):
+def _own_vectors(specific, heads, task):
+    """The vectors of a task's heads, (heads of the task, width); a view."""
+    first, end = heads[0][task : task + 2]
+    if len(heads) == 2:
+        return specific[first:end]
+    start = heads[2]
+    return specific.reshape(-1)[start[first] : start[end]].reshape(end - first, -1)
+
+
+def _scores(x, own_x, task, shared, specific, intercept, coupling, heads, kind):
     mixing, _ = coupling
-    own = slice(heads[0][task], heads[0][task + 1])
-    classes = heads[1][own]
+    classes = heads[1][heads[0][task] : heads[0][task + 1]]
     w = np.einsum("r,rkj->kj", mixing[task], shared[:, classes].astype(np.float64))
-    w += specific[own]
-    scores = w[:, :-1] @ x + w[:, -1]
+    v = _own_vectors(specific, heads, task)
+    scores = w[:, :-1] @ x + w[:, -1] + v[:, :-1] @ own_x + v[:, -1]
     if kind in (SHARED, COUPLED):
         scores = scores + intercept[classes]
-    return scores, own, classes
+    return scores, v, classes
 
 
 def _run_thread(rows, samples, order, shared, specific, intercept, *settings, step):
@@ -183,8 +197,10 @@ def _run_thread(rows, samples, order, shared, specific, intercept, *settings, st
     for k in order:
         sample = samples[k]
         task = sample["task"]
-        x = rows(sample["row"])
-        scores, own, classes = _scores(x, task, shared, specific, intercept, coupling, heads, kind)
+        x, own_x = rows(sample["row"], _own_vectors(specific, heads, task).shape[1] - 1)
+        scores, own, classes = _scores(
+            x, own_x, task, shared, specific, intercept, coupling, heads, kind
+        )
         value, g = _derivatives(loss, sample, scores)
         total += value
 
@@ -195,17 +211,17 @@ def _run_thread(rows, samples, order, shared, specific, intercept, *settings, st
         move = rate * g / (1 + rate * smoothness * sample["weight"] * sample["curvature"])
         keep_shared = 1 / (1 + rate * alpha * class_rarity[classes])
         keep = 1 / (1 + rate * alpha * task_rarity[task])
-        row = np.append(x, 1.0 if kind == COUPLED else 0.0)
+        one = 1.0 if kind == COUPLED else 0.0
         for r in range(len(shared)):
-            shared[r, classes] -= mixing[task, r] * np.outer(move, row)
+            shared[r, classes] -= mixing[task, r] * np.outer(move, np.append(x, one))
             shared[r, classes] *= keep_shared[:, None]
-        v = specific[own].astype(np.float64)
+        v = own.astype(np.float64)
         if kind == FREE:
             free = v[:, -1] - move
-        v = keep * (v - kappa[task] * np.outer(move, row))
+        v = keep * (v - kappa[task] * np.outer(move, np.append(own_x, one)))
         if kind == FREE:
             v[:, -1] = free
-        specific[own] = v
+        own[...] = v
         if kind in (SHARED, COUPLED):
             intercept[classes] -= move
         step += 1
@@ -241,15 +257,18 @@ def _run(rows, samples, order, shared, specific, intercept, *settings, owner, n_
 def _dense_rows(X, width):
     padded = np.zeros((len(X), width))
     padded[:, : X.shape[1]] = X
-    return padded.__getitem__
+    return lambda row, own_width: (padded[row], padded[row])
 
 
-def _csr_rows(data, indices, indptr, d):
-    def rows(row):
-        x = np.zeros(d)
-        own = slice(indptr[row], indptr[row + 1])
-        x[indices[own]] = data[own]
-        return x
+def _csr_rows(data, indices, indptr, position, d):
+    """A row as the shared vectors have it, and as its task's own do."""
+
+    def rows(row, own_width):
+        x, own_x = np.zeros(d), np.zeros(own_width)
+        entries = slice(indptr[row], indptr[row + 1])
+        x[indices[entries]] = data[entries]
+        own_x[position[entries]] = data[entries]
+        return x, own_x
 
     return rows
 
@@ -297,6 +316,7 @@ def sgd_csr(
     data,
     indices,
     indptr,
+    position,
     samples,
     order,
     shared,
@@ -313,7 +333,7 @@ def sgd_csr(
 ):
     """The same on CSR rows."""
     return _run(
-        _csr_rows(data, indices, indptr, shared.shape[2] - 1),
+        _csr_rows(data, indices, indptr, position, shared.shape[2] - 1),
         samples,
         order,
         shared,
@@ -343,42 +363,43 @@ def _saga(
     for k in order:
         sample = samples[k]
         task = sample["task"]
-        x = rows(sample["row"])
-        scores, own, classes = _scores(x, task, shared, specific, intercept, coupling, heads, kind)
+        a = _own_vectors(specific_average, heads, task)
+        x, own_x = rows(sample["row"], a.shape[1] - 1)
+        scores, v, classes = _scores(
+            x, own_x, task, shared, specific, intercept, coupling, heads, kind
+        )
         value, g = _derivatives(loss, sample, scores)
         total += value
         change = g - memory[k, : len(g)]
         memory[k, : len(g)] = g
         # How much more seldom than every draw a coordinate is touched; 0 leaves it alone.
         often = np.tile(class_rarity[classes, None], (1, len(x) + 1))
-        often_own = np.full(len(x) + 1, task_rarity[task])
+        often_own = np.full(len(own_x) + 1, task_rarity[task])
         if spreads is not None:
             often[:, :-1] = np.where(x != 0, spreads[0][classes, :-1], 0.0)
-            often_own[:-1] = np.where(x != 0, spreads[1][task, :-1], 0.0)
+            spread = _own_vectors(spreads[1], heads, task)[0, :-1]
+            often_own[:-1] = np.where(own_x != 0, spread, 0.0)
         coefficient = np.append(np.ones(len(x)), float(kind == COUPLED))
-        gradient = np.outer(change, np.append(x, 1.0))
-        shared_gradient = gradient.copy()
-        if kind != COUPLED:
-            shared_gradient[:, -1] = 0.0
+        shared_gradient = np.outer(change, np.append(x, float(kind == COUPLED)))
+        gradient = np.outer(change, np.append(own_x, 1.0))
         for r in range(len(shared)):
-            s, a = shared[r, classes], shared_average[r, classes]
-            moved = s - rate * (mixing[task, r] * shared_gradient + often * a)
+            s, mean = shared[r, classes], shared_average[r, classes]
+            moved = s - rate * (mixing[task, r] * shared_gradient + often * mean)
             moved = _soft(moved, rate * alpha * shares[0] * (often * coefficient))
             shared[r, classes] = moved / (1 + rate * alpha * shares[1] * often)
-            shared_average[r, classes] = a + mixing[task, r] * shared_gradient / n
-        gain = np.full(len(x) + 1, kappa[task])
+            shared_average[r, classes] = mean + mixing[task, r] * shared_gradient / n
+        gain = np.full(len(own_x) + 1, kappa[task])
         gain[-1] = {COUPLED: kappa[task], FREE: 1.0}.get(kind, 0.0)
         shrink = often_own.copy()
         if kind != COUPLED:
             shrink[-1] = 0.0
-        v, a = specific[own], specific_average[own]
         moved = v - rate * gain * (gradient + often_own * a)
         moved = _soft(
             moved, rate * np.sqrt(kappa[task] * alpha * task_alpha[task]) * shares[2] * shrink
         )
-        specific[own] = moved / (1 + rate * task_alpha[task] * shares[3] * shrink)
+        v[...] = moved / (1 + rate * task_alpha[task] * shares[3] * shrink)
         touched = gradient * (gain > 0)
-        specific_average[own] = a + touched / n
+        a += touched / n
         if kind in (SHARED, COUPLED):
             intercept[classes] -= rate * (
                 change + class_rarity[classes] * intercept_average[classes]
@@ -431,6 +452,7 @@ def saga_csr(
     data,
     indices,
     indptr,
+    position,
     samples,
     order,
     shared,
@@ -447,7 +469,7 @@ def saga_csr(
 ):
     """The same on CSR rows; `spreads` are n / (rows that have the coordinate)."""
     return _saga(
-        _csr_rows(data, indices, indptr, shared.shape[2] - 1),
+        _csr_rows(data, indices, indptr, position, shared.shape[2] - 1),
         samples,
         order,
         shared,
@@ -503,8 +525,10 @@ def _run_general(rows, samples, order, shared, specific, intercept, *settings, *
     for k in order:
         sample = samples[k]
         task = sample["task"]
-        x = rows(sample["row"])
-        scores, own, classes = _scores(x, task, shared, specific, intercept, coupling, heads, kind)
+        x, own_x = rows(sample["row"], _own_vectors(specific, heads, task).shape[1] - 1)
+        scores, own, classes = _scores(
+            x, own_x, task, shared, specific, intercept, coupling, heads, kind
+        )
         value, g = _derivatives(loss, sample, scores)
         total += value
         g = _clipped(g, clip, sample["curvature"])
@@ -516,9 +540,14 @@ def _run_general(rows, samples, order, shared, specific, intercept, *settings, *
                 smoothness = abs(g[0]) / max(sample["weight"], 1e-300) + sample["target"]
             move = g / (1 + rate * smoothness * sample["weight"] * sample["curvature"])
         lag = max(0.0, step - average_from)
-        touched = np.append(x != 0 if spreads is not None else np.ones(len(x), bool), False)
-        touched[-1] = kind == COUPLED
-        row = np.append(x, 1.0)
+        row, own_row = np.append(x, kind == COUPLED), np.append(own_x, kind == COUPLED)
+        touched, own_touched = row != 0, own_row != 0
+        if spreads is None:
+            touched[:-1] = own_touched[:-1] = True
+        own_squares, own_drift = (
+            None if array is None else _own_vectors(array, heads, task)
+            for array in (specific_squares, specific_drift)
+        )
         for j, class_ in enumerate(classes):
             seldom = np.full(len(row), class_rarity[class_])
             if spreads is not None:
@@ -529,22 +558,21 @@ def _run_general(rows, samples, order, shared, specific, intercept, *settings, *
                 q = mixing[task, r] * move[j] * row[touched]
                 _general_step(w, a, b, q, seldom[touched], 1.0, shared_l1, shared_l2, rate, lag)
                 _put(at, (shared, w), (shared_squares, a), (shared_drift, b))
-            head = own.start + j
             if kappa[task] > 0:
                 root = np.sqrt(kappa[task])
-                seldom = np.full(len(row), task_rarity[task])
+                seldom = np.full(len(own_row), task_rarity[task])
                 if spreads is not None:
-                    seldom[:-1] = spreads[1][task, :-1]
-                at = (head, touched)
-                w, a, b = specific[at], part(specific_squares, *at), part(specific_drift, *at)
-                q = root * move[j] * row[touched]
-                _general_step(w, a, b, q, seldom[touched], root, task_l1, task_l2, rate, lag)
-                _put(at, (specific, w), (specific_squares, a), (specific_drift, b))
+                    seldom[:-1] = _own_vectors(spreads[1], heads, task)[0, :-1]
+                at = (j, own_touched)
+                w, a, b = own[at], part(own_squares, *at), part(own_drift, *at)
+                q = root * move[j] * own_row[own_touched]
+                _general_step(w, a, b, q, seldom[own_touched], root, task_l1, task_l2, rate, lag)
+                _put(at, (own, w), (own_squares, a), (own_drift, b))
             plain = {"seldom": 0.0, "root": 1.0, "l1": 0.0, "l2": 0.0, "rate": rate, "lag": lag}
             if kind == FREE:
-                at = (head, slice(-1, None))
-                rest = part(specific_squares, *at), part(specific_drift, *at)
-                _general_step(specific[at], *rest, move[j], **plain)
+                at = (j, slice(-1, None))
+                rest = part(own_squares, *at), part(own_drift, *at)
+                _general_step(own[at], *rest, move[j], **plain)
             if kind in (SHARED, COUPLED):
                 at = slice(class_, class_ + 1)
                 rest = part(intercept_squares, at), part(intercept_drift, at)
@@ -667,6 +695,7 @@ def sgd_general_csr(
     data,
     indices,
     indptr,
+    position,
     samples,
     order,
     shared,
@@ -686,7 +715,7 @@ def sgd_general_csr(
 ):
     """The same on CSR rows; `spreads` are 1 / P(a draw touches the coordinate)."""
     return _general(
-        _csr_rows(data, indices, indptr, shared.shape[2] - 1),
+        _csr_rows(data, indices, indptr, position, shared.shape[2] - 1),
         samples,
         order,
         shared,
@@ -749,6 +778,7 @@ def saga_general_csr(
     data,
     indices,
     indptr,
+    position,
     samples,
     order,
     shared,
@@ -766,7 +796,7 @@ def saga_general_csr(
 ):
     """The same on CSR rows; `spreads` are n / (rows that have the coordinate)."""
     return _saga(
-        _csr_rows(data, indices, indptr, shared.shape[2] - 1),
+        _csr_rows(data, indices, indptr, position, shared.shape[2] - 1),
         samples,
         order,
         shared,
@@ -786,11 +816,12 @@ def saga_general_csr(
 
 def _losses(rows, samples, shared, specific, intercept, coupling, heads, loss, penalty, task_loss):
     for sample in samples:
-        x = rows(sample["row"])
+        task = sample["task"]
+        x, own_x = rows(sample["row"], _own_vectors(specific, heads, task).shape[1] - 1)
         scores, _, _ = _scores(
-            x, sample["task"], shared, specific, intercept, coupling, heads, penalty[3]
+            x, own_x, task, shared, specific, intercept, coupling, heads, penalty[3]
         )
-        task_loss[sample["task"]] += _derivatives(loss, sample, scores)[0]
+        task_loss[task] += _derivatives(loss, sample, scores)[0]
 
 
 def losses_dense(
@@ -805,6 +836,7 @@ def losses_csr(
     data,
     indices,
     indptr,
+    position,
     samples,
     shared,
     specific,
@@ -816,5 +848,29 @@ def losses_csr(
     task_loss,
 ):
     """The same on CSR rows."""
-    rows = _csr_rows(data, indices, indptr, shared.shape[2] - 1)
+    rows = _csr_rows(data, indices, indptr, position, shared.shape[2] - 1)
     _losses(rows, samples, shared, specific, intercept, coupling, heads, loss, penalty, task_loss)
+
+
+def find_columns(indices, indptr, row, task_start, known, known_start, d, position, grow):
+    """Write where each entry's column stands in the list of its task; return the lists.
+
+    Rows of task t are ``row[task_start[t]:task_start[t + 1]]``, and the columns that it is known to
+    have are ``known[known_start[t]:known_start[t + 1]]``. With `grow` the others of its rows follow
+    as they first appear; without, entries in them have the position -1. Returns the columns of all
+    tasks, int32, and where each task's begin, int64 (T + 1,).
+    """
+    columns, start = [], [0]
+    for t in range(len(task_start) - 1):
+        own = known[known_start[t] : known_start[t + 1]].tolist()
+        place = {column: i for i, column in enumerate(own)}
+        for i in row[task_start[t] : task_start[t + 1]]:
+            for z in range(indptr[i], indptr[i + 1]):
+                column = int(indices[z])
+                if grow and column not in place:
+                    place[column] = len(own)
+                    own.append(column)
+                position[z] = place.get(column, -1)
+        columns += own
+        start.append(len(columns))
+    return np.array(columns, dtype=np.int32), np.array(start, dtype=np.int64)
