@@ -784,7 +784,11 @@ def _divide(problem, state, factors):
     (mixing, kappa), present = factors, np.isin(problem.head_task, problem.present)
     if problem.shares != PLAIN or not (kappa[problem.present] > 0).all():
         return
-    n_shared = len(state.shared)
+    n_shared, last = len(state.shared), state.vector_start[1:] - 1
+    if state.columns is None:
+        specific = state.specific
+    else:
+        specific = state.specific[last, None]
     for k in range(len(state.intercept)):
         mine = (state.head_class == k) & present
         if not mine.any():
@@ -796,15 +800,17 @@ def _divide(problem, state, factors):
             parts.append((slice(-1, None), np.column_stack([B, np.ones(len(B))])))
         for part, basis in parts:
             weighed = basis.T / kappas
-            gap = weighed @ state.specific[heads, part]
+            gap = weighed @ specific[heads, part]
             gap[:n_shared] -= state.shared[:, k, part]
             system = weighed @ basis
             system[range(n_shared), range(n_shared)] += 1.0
             change = np.linalg.solve(system, gap)
-            state.specific[heads, part] -= basis @ change
+            specific[heads, part] -= basis @ change
             state.shared[:, k, part] += change[:n_shared]
             if len(change) > n_shared:
                 state.intercept[k] += change[-1, 0]
+    if state.columns is not None:
+        state.specific[last] = specific[:, 0]
 
 
 def _remember(problem, state, memory, averages):
