@@ -685,3 +685,12 @@ def test_svr_on_scikit_learns_diabetes_is_libsvms():
     np.testing.assert_allclose(
         model.predict(X, tasks=np.arange(len(X)) % 4), libsvm.predict(X), atol=1e-3
     )
+
+
+def test_a_failed_refit_leaves_the_machine_as_it_was(data):
+    X, tasks, signal = data
+    model = MultiTaskSVC(kernel="rbf").fit(X, signal > 0, tasks=tasks)
+    before = model.decision_function(X, tasks=tasks)
+    with pytest.raises(ValueError, match="one class only"):
+        model.fit(X[:, :1], np.ones(len(X)), tasks=tasks)
+    np.testing.assert_array_equal(model.decision_function(X, tasks=tasks), before)

@@ -19,6 +19,7 @@ from fastmtl._core.dual_cd import minimise
 from fastmtl.config import resolve_threads
 from fastmtl.estimators import progress
 from fastmtl.kernels import (
+    CheckedRows,
     empty_gram,
     kernel_scale,
     linear_kernel,
@@ -253,8 +254,10 @@ def solve_duals(model, kernel, rows, problems, factors):
     n_jobs = min(len(problems), resolve_threads(model.n_threads))
     threads = model.n_threads if n_jobs == 1 else 1
 
+    columns = rows if gram is not None or kernel.own else CheckedRows(rows)
+
     def compute(wanted, out):
-        kernel(rows[wanted], rows, n_threads=threads, out=out)
+        kernel(rows[wanted], columns, n_threads=threads, out=out)
 
     def solve(problem):
         cache, entries = None, gram

@@ -434,13 +434,23 @@ def kernel_scale(X, word, name, weight=None):
     return 1.0 / (d * variance) if variance > 0 else 1.0 / d
 
 
+class CheckedRows:
+    """What many Gram matrices take as Y: rows checked once, their squared lengths kept."""
+
+    def __init__(self, Y):
+        self.rows = _rows(Y, "Y")
+        self.squared_lengths = _squared_lengths(self.rows)
+
+
 def _gram(X, Y, out, n_threads, function, scale, shift, degree=0, *, distance=None):
-    X = _rows(X, "X")
-    if Y is None:
-        other = X
-    else:
-        X, other = _same_features(X, _rows(Y, "Y"))
-        Y = other
+    X, squares = _rows(X, "X"), None
+    if isinstance(Y, CheckedRows):
+        Y, squares = Y.rows, Y.squared_lengths
+    elif Y is not None:
+        Y = _rows(Y, "Y")
+    if Y is not None:
+        X, Y = _same_features(X, Y)
+    other = X if Y is None else Y
     n, m, dtype = X.shape[0], other.shape[0], X.dtype
     if out is None:
         out = empty_gram(n, m, dtype)
@@ -454,7 +464,9 @@ def _gram(X, Y, out, n_threads, function, scale, shift, degree=0, *, distance=No
     row_term = column_term = None
     if distance is not None:
         row_term = -distance * np.einsum("ij,ij->i", X, X)
-        column_term = row_term if Y is None else -distance * np.einsum("ij,ij->i", Y, Y)
+        if squares is None and Y is not None:
+            squares = np.einsum("ij,ij->i", Y, Y)
+        column_term = row_term if Y is None else -distance * squares
     work = n * m * (X.shape[1] + 16)
     threads = resolve_threads(n_threads, work=work, work_per_thread=WORK_PER_THREAD)
     arguments = (function, scale, shift, degree)
