@@ -381,6 +381,7 @@ def test_all_of_it_at_once_is_the_same_for_a_seed_and_number_of_threads(sparse):
 
 def drawn(model, X, y, task, epochs=30):
     """How often each sample is drawn, from the orders of the epochs themselves."""
+    from fastmtl.linear_threads import Team
     from fastmtl.linear_training import _orders, _problem
 
     observations = model._observe(X, y, task, None, reset=True)
@@ -390,7 +391,7 @@ def drawn(model, X, y, task, epochs=30):
     problem = _problem(model, observations, classes, state, factors, "sgd")
     counts = np.zeros(len(y))
     for seed in range(epochs):
-        for order in _orders(problem, seed):
+        for order, _ in _orders(problem, Team(problem, 1), seed):
             counts += np.bincount(order, minlength=len(y))
     return counts / counts.sum(), problem, classes
 

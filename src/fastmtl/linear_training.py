@@ -6,6 +6,7 @@ The numeric loops are in ``_core.linear_sgd``; the estimators are in ``linear``.
 from __future__ import annotations
 
 import copy
+import itertools
 import time
 import warnings
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from fastmtl._core import linear_sgd
 from fastmtl._core import random as core_random
 from fastmtl.config import resolve_threads
 from fastmtl.estimators import label_weights, progress
+from fastmtl.linear_threads import Team
 from fastmtl.monitoring import Best, Epoch, as_callbacks
 from fastmtl.row_blocks import Pages, bounds, in_blocks
 from fastmtl.task_columns import TaskColumns, find_columns, ragged
@@ -53,11 +55,14 @@ SAMPLE = np.dtype(
 WORK_PER_CALL = 300_000_000  # multiplications, well under a second, so that Ctrl-C is heard
 MOST_STEPS_PER_CALL = 2_000_000
 BLOCKS_PER_EPOCH = 16
+WORTH_MERGING = 20  # multiplications of steps, for each number that threads merge
 # Samples near one another in memory are fetched together, and mixed with those of 63 other places.
 POOL, POOL_BLOCK = 512, 8
 # How far SAGA steps along a task's own vector, relative to the shared ones, where κ is smaller: the
 # proximal step bears any penalty, so only the loss limits the steps (from 0.3 to 1 work alike).
 LEAST_OWN_GAIN = 0.3
+# The default rate falls from there on: draws of samples per parameter, and epochs at most.
+DRAWS_TO_SETTLE, MOST_EPOCHS_TO_SETTLE = 10, 20
 PACKED_BYTES = 1 << 28  # a copy in task order pays for itself within a few epochs
 
 
@@ -217,12 +222,12 @@ def train(model, training, held_out, state, factors, max_iter, *, partial=False)
     rng = check_random_state(model.random_state)
     if partial and state.steps:
         rng = np.random.RandomState((rng.randint(2**31) + state.steps) % 2**32)
-    n_threads = resolve_threads(model.n_threads)
+    team = Team(problem, 1 if solver == "saga" else problem.n_threads)
     if solver == "saga":
         _divide(problem, state, factors)
         run, settled = _saga(problem, state, model.tol)
     else:
-        run, settled = _sgd(problem, state, model, n_threads)
+        run, settled = _sgd(problem, state, model, team)
     adaptive = solver == "sgd" and model.learning_rate == "adaptive"
     if judge is not None and not adaptive:
         settled = _no_longer_better(model.tol, model.n_iter_no_change)
@@ -239,7 +244,8 @@ def train(model, training, held_out, state, factors, max_iter, *, partial=False)
     try:
         with np.errstate(over="ignore", invalid="ignore"):
             for epoch in range(1, max_iter + 1):
-                total = sum(map(run, _orders(problem, int(rng.randint(0, 2**31 - 1)))))
+                draws = _orders(problem, team, int(rng.randint(0, 2**31 - 1)))
+                total = sum(run(*part) for part in draws)
                 if solver == "saga":
                     _divide(problem, state, factors)
                 # Summed while the steps went on; what is judged below is exact.
@@ -345,6 +351,7 @@ class _Problem:
     probability: np.ndarray
     groups: tuple | None
     clip: float
+    n_threads: int
 
     def pack(self):
         """Put the rows of a small dense X in the order of the samples, for faster draws."""
@@ -364,7 +371,9 @@ class _Problem:
         task_loss = np.zeros(len(self.chance))
         function = linear_sgd.losses_dense if self.dense else linear_sgd.losses_csr
         for part in self._parts():
-            function(*self.data, part, *state.parameters, *self.arguments, task_loss)
+            function(
+                *self.data, part, *state.parameters, *self.arguments, task_loss, self.n_threads
+            )
         if self.groups is not None:
             return float(task_loss.sum())
         counts = np.diff(self.task_start)
@@ -501,7 +510,9 @@ def _problem(model, observations, classes, state, factors, solver):
     convexity = float(model.alpha) * min(
         [shares[1]] * (len(state.shared) > 0) + [shares[3]] * bool((factors.kappa > 0).any())
     )
-    schedule, damping = _schedule(model, curvature, bound, n, convexity)
+    n_vectors = factors.mixing.shape[1] + (factors.kappa[head_task] > 0).sum()
+    settling = min(MOST_EPOCHS_TO_SETTLE * n, DRAWS_TO_SETTLE * (n_vectors + 1) * X.shape[1])
+    schedule, damping = _schedule(model, curvature, bound, settling, convexity)
     heads = (state.head_start, state.head_class)
     if sp.issparse(X):
         heads += (state.vector_start,)
@@ -543,6 +554,7 @@ def _problem(model, observations, classes, state, factors, solver):
         probability,
         groups,
         float(model.clip_gradient or 0.0),
+        resolve_threads(model.n_threads, work=n * X.shape[1]),
     )
 
 
@@ -596,8 +608,11 @@ def _groups(task, code, chance):
     return (group_start, member, task_start), probability
 
 
-def _schedule(model, curvature, bound, n, convexity):
-    """(scale, offset, power) of the rate, and the smoothness that damps long rows."""
+def _schedule(model, curvature, bound, settling, convexity):
+    """(scale, offset, power) of the rate, and the smoothness that damps long rows.
+
+    After `settling` steps the default rate is half of the first.
+    """
     if model.learning_rate == "adagrad":
         return (model.eta0 or 0.1, 0.0, 0.0), 0.0
     alpha = float(model.alpha)
@@ -612,77 +627,95 @@ def _schedule(model, curvature, bound, n, convexity):
     first = model.eta0 or 1.0 / max(curvature.mean(), 1e-12)
     if model.learning_rate == "adaptive":
         return (first, 0.0, 0.0), bound
-    decay = max(convexity / 2, 1.0 / (20 * n * first))
+    decay = max(convexity / 2, 1.0 / (settling * first))
     return (1.0 / decay, 1.0 / (decay * first), 1.0), bound
 
 
-def _orders(problem, seed):
-    """The samples of one epoch in the order of their draws, in parts of a call each."""
-    n = len(problem.samples)
+def _orders(problem, team, seed):
+    """The draws of one epoch in parts of a call each: an order of samples, and where in it what
+    each thread draws begins and ends."""
     if problem.reading is not None:
         turn = np.arange(problem.reading.n_blocks)
         core_random.shuffle(turn, seed)
         for k, order in enumerate(problem.reading.blocks(turn)):
             order = order.copy()
             core_random.shuffle(order, seed + 1 + k)
-            for begin in range(0, len(order), problem.steps_per_call):
-                yield order[begin : begin + problem.steps_per_call]
+            yield from _calls(problem, *team.regroup(order))
         return
+    n, bounds = len(problem.samples), team.cuts
+    order = np.empty(n, dtype=np.int64)
     if problem.groups is not None:
-        order = np.empty(n, dtype=np.int64)
         core_random.draw_balanced(order, *problem.groups, problem.present, seed)
+        order, bounds = team.regroup(order)
     elif problem.by_task:
-        order = np.empty(n, dtype=np.int64)
         core_random.draw_by_task(order, problem.task_start, problem.present, seed)
+        order, bounds = team.regroup(order)
     elif problem.pooled:
-        order = np.empty(n, dtype=np.int64)
-        blocks = np.empty(-(-n // POOL_BLOCK), dtype=np.int64)
-        core_random.shuffle_pools(order, blocks, POOL_BLOCK, POOL, seed)
+        blocks = np.empty(n // POOL_BLOCK + len(bounds), dtype=np.int64)
+        core_random.shuffle_pools(order, bounds, blocks, POOL_BLOCK, POOL, seed)
     else:
-        order = np.arange(n)
-        core_random.shuffle(order, seed)
-    for begin in range(0, n, problem.steps_per_call):
-        yield order[begin : begin + problem.steps_per_call]
+        order[:] = np.arange(n)
+        for k, (begin, end) in enumerate(itertools.pairwise(bounds)):
+            core_random.shuffle(order[begin:end], seed + k)
+    yield from _calls(problem, order, bounds)
 
 
-def _sgd(problem, state, model, n_threads):
+def _calls(problem, order, bounds):
+    begin, length = bounds[:-1], np.diff(bounds)
+    n_calls = -(-len(order) // problem.steps_per_call)
+    for call in range(n_calls):
+        ends = length * call // n_calls, length * (call + 1) // n_calls
+        yield order, np.stack([begin + ends[0], begin + ends[1]], axis=1)
+
+
+def _sgd(problem, state, model, team):
     tol, n_iter_no_change = model.tol, model.n_iter_no_change
-    counts = np.diff(problem.task_start)
-    owner = _owners(counts, n_threads)
     pool = problem.pool
     schedule, general = list(problem.schedule), ()
+    specific = team.with_copies(state.specific)
+    state.specific = specific[: len(state.specific)]
     if (
         problem.shares != PLAIN
         or problem.clip
         or state.squares is not None
         or state.drift is not None
     ):
-        extras = (problem.clip, state.average_from, state.squares, state.drift)
-        general = (problem.shares, extras)
+        sums = []
+        for name in ("squares", "drift"):
+            three = getattr(state, name)
+            if three is not None:
+                own = team.with_copies(three[1])
+                setattr(state, name, (three[0], own[: len(three[1])], three[2]))
+                three = three[0], own, three[2]
+            sums.append(three)
+        general = (problem.shares, (problem.clip, state.average_from, *sums))
         function = linear_sgd.sgd_general_dense
         if not problem.dense:
             function = linear_sgd.sgd_general_csr
-            general += (_spreads(problem, state),)
+            of_classes, of_tasks = _spreads(problem, state)
+            general += ((of_classes, team.with_copies(of_tasks)),)
     else:
         function = linear_sgd.sgd_dense if problem.dense else linear_sgd.sgd_csr
+    merged = len(team.cuts) * state.shared.size + 2 * (specific.size - state.specific.size)
+    work = len(problem.samples) * WORK_PER_CALL / problem.steps_per_call
+    blocks_per_epoch = min(BLOCKS_PER_EPOCH, work / (1 + WORTH_MERGING * merged))
 
-    def run(order):
-        n_blocks = max(1, round(BLOCKS_PER_EPOCH * len(order) / len(problem.samples)))
+    def run(order, bounds):
+        drawn = int((bounds[:, 1] - bounds[:, 0]).sum())
+        n_blocks = max(1, round(blocks_per_epoch * drawn / len(problem.samples)))
         total = function(
             *problem.data,
-            problem.samples,
+            team.samples,
             order,
             state.shared,
-            state.specific,
+            specific,
             state.intercept,
-            *problem.arguments,
+            *team.arguments,
             (*schedule, state.steps, pool),
             *general,
-            owner,
-            n_blocks,
-            n_threads,
+            (bounds, n_blocks, team.split),
         )
-        state.steps += len(order)
+        state.steps += drawn
         return total
 
     recent = []
@@ -715,18 +748,6 @@ def _slower_where_stuck(schedule, tol, n_iter_no_change):
     return settled
 
 
-def _owners(counts, n_threads):
-    """Whole tasks to threads, the largest first to the least loaded: int32 (T,)."""
-    owner = np.zeros(len(counts), dtype=np.int32)
-    if n_threads == 1:
-        return owner
-    load = np.zeros(n_threads)
-    for t in np.argsort(-counts, kind="stable"):
-        owner[t] = np.argmin(load)
-        load[owner[t]] += counts[t]
-    return owner
-
-
 def _saga(problem, state, tol):
     n = len(problem.samples)
     memory = np.zeros((n, int(np.diff(state.head_start).max())))
@@ -744,7 +765,8 @@ def _saga(problem, state, tol):
     else:
         function = linear_sgd.saga_dense if problem.dense else linear_sgd.saga_csr
 
-    def run(order):
+    def run(order, bounds):
+        order = order[slice(*bounds[0])]
         state.steps += len(order)
         return function(
             *problem.data,

@@ -131,10 +131,28 @@ def sgd_cases(sparse):
 def schedule(power):
     return {
         "schedule": (0.05 * 20**power, 20.0, float(power), 3, 40),
-        "owner": np.array([0, 1, 1, 0], dtype=np.int32),
-        "n_blocks": 3,
-        "n_threads": 1,
     }
+
+
+def by_threads(cases):
+    """The cases on one to three threads; tasks 0 and 3 stand for one that two threads draw."""
+
+    def threaded(rng, dtype):
+        for case in cases(rng, dtype):
+            head_start = case["heads"][0]
+            n_heads = head_start[1]
+            if len(case["heads"]) > 2 and len(set(np.diff(case["heads"][2])[[0, -1]])) > 1:
+                n_heads = 0  # the two have other columns: no copies of each other
+            twins = np.stack([np.arange(n_heads), head_start[3] + np.arange(n_heads)], axis=1)
+            split = 2 * np.arange(n_heads + 1), twins.ravel(), np.tile([0.25, 0.75], n_heads)
+            for owner in ([0, 0, 0, 0], [0, 1, 1, 1], [0, 2, 1, 2]):
+                thread = np.array(owner)[case["samples"]["task"][case["order"]]]
+                ends = np.cumsum(np.bincount(thread))
+                order = case["order"][np.argsort(thread, kind="stable")]
+                bounds = np.stack([np.append(0, ends[:-1]), ends], axis=1)
+                yield {**case, "order": order, "parts": (bounds, 3, split)}
+
+    return threaded
 
 
 def saga_cases(sparse):
@@ -204,9 +222,9 @@ def saga_general_cases(sparse):
 def losses_cases(sparse):
     def cases(rng, dtype):
         for case in sgd_cases(sparse)(rng, dtype):
-            for name in ("order", "schedule", "owner", "n_blocks", "n_threads"):
+            for name in ("order", "schedule"):
                 del case[name]
-            yield {**case, "task_loss": np.zeros(4)}
+            yield {**case, "task_loss": np.zeros(4), "n_threads": 1}
 
     return cases
 
@@ -247,12 +265,12 @@ def find_columns_cases(rng, dtype):
 
 CASES = {
     "find_columns": find_columns_cases,
-    "sgd_dense": sgd_cases(sparse=False),
-    "sgd_csr": sgd_cases(sparse=True),
+    "sgd_dense": by_threads(sgd_cases(sparse=False)),
+    "sgd_csr": by_threads(sgd_cases(sparse=True)),
     "saga_dense": saga_cases(sparse=False),
     "saga_csr": saga_cases(sparse=True),
-    "sgd_general_dense": sgd_general_cases(sparse=False),
-    "sgd_general_csr": sgd_general_cases(sparse=True),
+    "sgd_general_dense": by_threads(sgd_general_cases(sparse=False)),
+    "sgd_general_csr": by_threads(sgd_general_cases(sparse=True)),
     "saga_general_dense": saga_general_cases(sparse=False),
     "saga_general_csr": saga_general_cases(sparse=True),
     "losses_dense": losses_cases(sparse=False),

@@ -8,13 +8,15 @@ def shuffle(rng, dtype):
 
 def shuffle_pools(rng, dtype):
     for n, block, pool in ((0, 4, 8), (1, 4, 8), (7, 8, 3), (100, 8, 32), (1001, 1, 512)):
-        yield {
-            "order": np.zeros(n, dtype=np.int64),
-            "blocks": np.zeros(-(-n // block), dtype=np.int64),
-            "block": block,
-            "pool": pool,
-            "seed": int(rng.integers(2**63)),
-        }
+        for bounds in ([0, n], [0, n // 3, n], [0, n // 2, n // 2, n]):
+            yield {
+                "order": np.zeros(n, dtype=np.int64),
+                "bounds": np.array(bounds),
+                "blocks": np.zeros(n // block + len(bounds), dtype=np.int64),
+                "block": block,
+                "pool": pool,
+                "seed": int(rng.integers(2**63)),
+            }
 
 
 def draw_by_task(rng, dtype):

@@ -4,7 +4,7 @@ The equations are in ``linear_sgd_kernels.h``; here are the doors: arrays in, po
 """
 
 from cython.parallel cimport prange
-from libc.stdint cimport int32_t, int64_t, uint8_t, uintptr_t
+from libc.stdint cimport int32_t, int64_t, uintptr_t
 
 from libc.string cimport memcpy
 
@@ -98,7 +98,7 @@ cdef enum:
     MAX_THREADS = 256
     APART = 16
     CACHE_BYTES = 1 << 20
-    WORTH_A_THREAD = 1 << 15
+    LINE = 64
 
 
 cdef const void *_address(array, bint writable):
@@ -160,6 +160,8 @@ cdef int _fill(sgd_problem *P, X, const sgd_sample[::1] samples, shared, specifi
     P.pool = schedule[4] if len(schedule) > 4 else 0
     P.specific_cached = specific.nbytes <= CACHE_BYTES
     P.shared_spread = P.specific_spread = NULL
+    P.intercept_squares = P.intercept_drift = NULL
+    P.shared_squares = P.specific_squares = P.shared_drift = P.specific_drift = NULL
     P.pace = 1
     P.memory_stride = 1
     for t in range(kappa.shape[0]):
@@ -193,17 +195,22 @@ cdef int _fill_csr(sgd_problem *P, const int32_t[::1] indices, const int64_t[::1
 
 
 cdef double _run(sgd_function function, sgd_problem *P, const int64_t[::1] order, int64_t step,
-                 shared, specific, intercept, const int32_t[::1] owner, int n_threads,
-                 int n_blocks, bint csr, tuple beside=()) except? -1:
-    """Run `order` on each thread's own tasks; merge the shared part after each of `n_blocks`.
+                 shared, specific, intercept, tuple parts, bint csr, tuple beside=()) except? -1:
+    """Run each thread's part of `order`; merge what threads share after each of `n_blocks`.
 
     `beside` are arrays like shared and intercept, in turn, that are merged as they are.
     """
-    cdef int64_t n = order.shape[0], n_vectors = shared.shape[0] * shared.shape[1], drawn
-    cdef int k, block
+    cdef const int64_t[:, ::1] bounds = parts[0]
+    cdef int64_t n_blocks = parts[1], n_vectors = shared.shape[0] * shared.shape[1], drawn
+    cdef int n_threads = bounds.shape[0], k
+    cdef int64_t begin, end, block, copy_bytes
     cdef double total = 0.0
     cdef bint single = shared.dtype == np.float32
-    n_threads = max(1, min(n_threads, MAX_THREADS, <int>owner.shape[0]))
+    if not 1 <= n_threads <= MAX_THREADS or bounds.shape[1] != 2 or n_blocks < 1:
+        raise ValueError(f"parts must be of 1 to {MAX_THREADS} threads, and have blocks")
+    for k in range(n_threads):
+        if not 0 <= bounds[k, 0] <= bounds[k, 1] <= order.shape[0]:
+            raise ValueError("parts must lie within order")
     # Threads write to these in every step: two lines lie between one's and the next one's.
     cdef double[:, ::1] scratch = np.zeros((n_threads, 2 * P.memory_stride + APART))
     cdef double[:, ::1] shared_scale = np.ones((n_threads, n_vectors + APART))
@@ -211,10 +218,11 @@ cdef double _run(sgd_function function, sgd_problem *P, const int64_t[::1] order
     cdef const sgd_table *table = _table(shared)
     P.specific_scale = &specific_scale[0]
     if n_threads == 1:
+        begin, end = bounds[0, 0], bounds[0, 1]
         P.scratch = &scratch[0, 0]
         P.shared_scale = &shared_scale[0, 0]
         with nogil:
-            total = function(P, &order[0], n, step) if n else 0.0
+            total = function(P, &order[begin], end - begin, step) if end > begin else 0.0
             if csr:
                 table.settle(P)
         if csr:
@@ -224,13 +232,16 @@ cdef double _run(sgd_function function, sgd_problem *P, const int64_t[::1] order
 
     cdef sgd_problem problems[MAX_THREADS]
     cdef double totals[MAX_THREADS]
-    cdef int64_t bounds[MAX_THREADS + 1]
     cdef int64_t begins[MAX_THREADS]
     cdef int64_t lengths[MAX_THREADS]
-    cdef int64_t[::1] pieces = _split_order(order, owner, P.samples, n_threads, bounds)
-    cdef int64_t copy_bytes = shared.nbytes + APART * sizeof(double)
-    copies = np.zeros((n_threads, copy_bytes), dtype=np.uint8)
-    copies[:, : shared.nbytes] = np.asarray(shared).reshape(-1).view(np.uint8)
+    cdef const int64_t[::1] split_start = parts[2][0]
+    cdef const int64_t[::1] split_heads = parts[2][1]
+    cdef const double[::1] split_share = parts[2][2]
+    cdef int64_t n_split = split_start.shape[0] - 1
+    copy_bytes = shared.nbytes + APART * sizeof(double)
+    copies = np.zeros(n_threads * copy_bytes + LINE, dtype=np.uint8)
+    copies = copies[-<uintptr_t>_address(copies, True) % LINE:][: n_threads * copy_bytes]
+    copies.reshape(n_threads, -1)[:, : shared.nbytes] = np.asarray(shared).reshape(-1).view(np.uint8)
     cdef uintptr_t copy_address = <uintptr_t>_address(copies, True)
     cdef double[:, ::1] intercepts = np.zeros((n_threads, intercept.shape[0] + APART))
     np.asarray(intercepts)[:, : intercept.shape[0]] = intercept
@@ -241,26 +252,32 @@ cdef double _run(sgd_function function, sgd_problem *P, const int64_t[::1] order
         problems[k].intercept = &intercepts[k, 0]
         problems[k].scratch = &scratch[k, 0]
         problems[k].shared_scale = &shared_scale[k, 0]
-        problems[k].pool = P.pool // n_threads
         _point_beside(&problems[k], others[k])
     for block in range(n_blocks):
         drawn = 0
         for k in range(n_threads):
-            begins[k] = bounds[k] + (bounds[k + 1] - bounds[k]) * block // n_blocks
-            lengths[k] = bounds[k] + (bounds[k + 1] - bounds[k]) * (block + 1) // n_blocks - begins[k]
+            begin, end = bounds[k, 0], bounds[k, 1]
+            begins[k] = begin + (end - begin) * block // n_blocks
+            lengths[k] = begin + (end - begin) * (block + 1) // n_blocks - begins[k]
             drawn += lengths[k]
         if not drawn:
             continue
         for k in prange(n_threads, nogil=True, num_threads=n_threads, schedule="static"):
             totals[k] = 0.0
             if lengths[k]:
-                totals[k] = function(&problems[k], &pieces[begins[k]], lengths[k], step)
+                totals[k] = function(&problems[k], &order[begins[k]], lengths[k], step)
         for k in range(n_threads):
             total += totals[k]
         if single:
             _merge(P, problems, lengths, drawn, n_vectors, n_threads, <float *>P.shared)
         else:
             _merge(P, problems, lengths, drawn, n_vectors, n_threads, <double *>P.shared)
+        if n_split and single:
+            _merge_split(P, n_split, &split_start[0], &split_heads[0], &split_share[0],
+                         <float *>P.specific)
+        elif n_split:
+            _merge_split(P, n_split, &split_start[0], &split_heads[0], &split_share[0],
+                         <double *>P.specific)
         if beside:
             _merge_beside(beside, others, [<double>lengths[k] / drawn for k in range(n_threads)])
         step += drawn // n_threads * P.pace
@@ -298,46 +315,43 @@ cdef void _merge(sgd_problem *P, sgd_problem *problems, const int64_t *lengths, 
             problems[k].intercept[h] = total
 
 
-cdef int64_t[::1] _split_order(const int64_t[::1] order, const int32_t[::1] owner,
-                               const sgd_sample *samples, int n_threads, int64_t *bounds):
-    """The order regrouped by the thread that owns each sample's task: ``bounds[k]:bounds[k + 1]``
-    is thread k's part, in the same order."""
-    cdef int64_t i, n = order.shape[0]
-    cdef int k, helpers = n_threads if n > WORTH_A_THREAD else 1
-    cdef uint8_t[::1] thread = np.empty(n, dtype=np.uint8)
-    cdef int64_t[::1] pieces = np.empty(n, dtype=np.int64)
-    for i in prange(n, nogil=True, num_threads=helpers, schedule="static"):
-        thread[i] = <uint8_t>owner[samples[order[i]].task]
-    bounds[0] = 0
-    for k in prange(n_threads, nogil=True, num_threads=helpers, schedule="static"):
-        bounds[k + 1] = _count(&thread[0], n, k) if n else 0
-    for k in range(n_threads):
-        bounds[k + 1] += bounds[k]
-    for k in prange(n_threads, nogil=True, num_threads=helpers, schedule="static"):
-        if bounds[k + 1] > bounds[k]:
-            _gather(&order[0], &thread[0], n, k, &pieces[bounds[k]])
-    return pieces
+cdef void _merge_split(sgd_problem *P, int64_t n_split, const int64_t *start, const int64_t *heads,
+                       const double *share, real *specific) noexcept nogil:
+    """Heads that several threads have a copy of become the mean of these, weighted by `share`."""
+    cdef int64_t g, i, n
+    cdef const int64_t *head
+    for g in range(n_split):
+        head, n = heads + start[g], start[g + 1] - start[g]
+        _mean_of_copies(P, specific, head, share + start[g], n)
+        for i in range(n):
+            P.specific_scale[head[i]] = 1.0
+        if P.specific_squares != NULL:
+            _mean_of_copies(P, P.specific_squares, head, share + start[g], n)
+        if P.specific_drift != NULL:
+            _mean_of_copies(P, P.specific_drift, head, share + start[g], n)
 
 
-cdef int64_t _count(const uint8_t *thread, int64_t n, int k) noexcept nogil:
-    cdef int64_t i, found = 0
-    for i in range(n):
-        found += thread[i] == k
-    return found
+cdef void _mean_of_copies(const sgd_problem *P, real *vectors, const int64_t *head,
+                          const double *share, int64_t n) noexcept nogil:
+    cdef int64_t i, j, length = P.stride
+    cdef double total
+    if P.vector_start != NULL:
+        length = P.vector_start[head[0] + 1] - P.vector_start[head[0]]
+    for j in range(length):
+        total = 0.0
+        for i in range(n):
+            total += share[i] * P.specific_scale[head[i]] * vectors[_vector_at(P, head[i]) + j]
+        for i in range(n):
+            vectors[_vector_at(P, head[i]) + j] = <real>total
 
 
-cdef void _gather(const int64_t *order, const uint8_t *thread, int64_t n, int k,
-                  int64_t *piece) noexcept nogil:
-    cdef int64_t i, found = 0
-    for i in range(n):
-        if thread[i] == k:
-            piece[found] = order[i]
-            found += 1
+cdef inline int64_t _vector_at(const sgd_problem *P, int64_t head) noexcept nogil:
+    return P.vector_start[head] if P.vector_start != NULL else head * P.stride
 
 
 def sgd_dense(X, const sgd_sample[::1] samples, const int64_t[::1] order, shared, specific,
               intercept, tuple coupling, tuple heads, tuple loss, tuple penalty, tuple schedule,
-              owner, int n_blocks, int n_threads):
+              tuple parts):
     """Run SGD over the samples in `order` on dense rows; return the sum of weighted losses.
 
     See :func:`fastmtl.reference.linear_sgd.sgd_dense`.
@@ -345,13 +359,13 @@ def sgd_dense(X, const sgd_sample[::1] samples, const int64_t[::1] order, shared
     cdef sgd_problem P
     _fill(&P, X, samples, shared, specific, intercept, coupling, heads, loss, penalty, schedule)
     _fill_dense(&P, X, specific)
-    return _run(_table(X).sgd_dense, &P, order, schedule[3], shared, specific, intercept, owner,
-                n_threads, n_blocks, False)
+    return _run(_table(X).sgd_dense, &P, order, schedule[3], shared, specific, intercept, parts,
+                False)
 
 
 def sgd_csr(data, indices, indptr, position, const sgd_sample[::1] samples,
-            const int64_t[::1] order, shared, specific, intercept, tuple coupling, tuple heads, tuple loss, tuple penalty,
-            tuple schedule, owner, int n_blocks, int n_threads):
+            const int64_t[::1] order, shared, specific, intercept, tuple coupling, tuple heads,
+            tuple loss, tuple penalty, tuple schedule, tuple parts):
     """The same on CSR rows.
 
     See :func:`fastmtl.reference.linear_sgd.sgd_csr`.
@@ -359,8 +373,8 @@ def sgd_csr(data, indices, indptr, position, const sgd_sample[::1] samples,
     cdef sgd_problem P
     _fill(&P, data, samples, shared, specific, intercept, coupling, heads, loss, penalty, schedule)
     _fill_csr(&P, indices, indptr, position, heads, specific)
-    return _run(_table(data).sgd_csr, &P, order, schedule[3], shared, specific, intercept, owner,
-                n_threads, n_blocks, True)
+    return _run(_table(data).sgd_csr, &P, order, schedule[3], shared, specific, intercept, parts,
+                True)
 
 
 cdef int _fill_saga(sgd_problem *P, memory, averages) except -1:
@@ -375,6 +389,10 @@ cdef int _fill_saga(sgd_problem *P, memory, averages) except -1:
     return 0
 
 
+cdef tuple _whole(order):
+    return np.array([[0, len(order)]]), 1
+
+
 def saga_dense(X, const sgd_sample[::1] samples, const int64_t[::1] order, shared, specific,
                intercept, tuple coupling, tuple heads, tuple loss, tuple penalty, tuple schedule,
                memory, tuple averages):
@@ -387,7 +405,7 @@ def saga_dense(X, const sgd_sample[::1] samples, const int64_t[::1] order, share
     _fill_dense(&P, X, specific)
     _fill_saga(&P, memory, averages)
     return _run(_table(X).saga_dense, &P, order, 0, shared, specific, intercept,
-                np.zeros(1, dtype=np.int32), 1, 1, False)
+                _whole(order), False)
 
 
 def saga_csr(data, indices, indptr, position, const sgd_sample[::1] samples,
@@ -404,7 +422,7 @@ def saga_csr(data, indices, indptr, position, const sgd_sample[::1] samples,
     P.shared_spread = _address(spreads[0], False)
     P.specific_spread = _address(spreads[1], False)
     return _run(_table(data).saga_csr, &P, order, 0, shared, specific, intercept,
-                np.zeros(1, dtype=np.int32), 1, 1, False)
+                _whole(order), False)
 
 
 def _merge_beside(beside, others, weights):
@@ -439,8 +457,6 @@ cdef tuple _fill_general(sgd_problem *P, tuple shares, tuple extras, int n_threa
     P.clip = clip
     P.average_from = average_from
     P.pace = n_threads
-    P.intercept_squares = P.intercept_drift = NULL
-    P.shared_squares = P.specific_squares = P.shared_drift = P.specific_drift = NULL
     beside = ()
     if squares is not None:
         intercept = squares[2]
@@ -458,38 +474,35 @@ cdef tuple _fill_general(sgd_problem *P, tuple shares, tuple extras, int n_threa
 
 def sgd_general_dense(X, const sgd_sample[::1] samples, const int64_t[::1] order, shared, specific,
                       intercept, tuple coupling, tuple heads, tuple loss, tuple penalty,
-                      tuple schedule, tuple shares, tuple extras, owner, int n_blocks,
-                      int n_threads):
+                      tuple schedule, tuple shares, tuple extras, tuple parts):
     """Run SGD with sparse penalties, AdaGrad, averaging or clipping on dense rows.
 
     See :func:`fastmtl.reference.linear_sgd.sgd_general_dense`.
     """
     cdef sgd_problem P
-    n_threads = max(1, min(n_threads, MAX_THREADS, len(owner)))
     _fill(&P, X, samples, shared, specific, intercept, coupling, heads, loss, penalty, schedule)
     _fill_dense(&P, X, specific)
-    beside = _fill_general(&P, shares, extras, n_threads)
-    return _run(_table(X).sgd_general, &P, order, schedule[3], shared, specific, intercept, owner,
-                n_threads, n_blocks, False, beside)
+    beside = _fill_general(&P, shares, extras, len(parts[0]))
+    return _run(_table(X).sgd_general, &P, order, schedule[3], shared, specific, intercept, parts,
+                False, beside)
 
 
 def sgd_general_csr(data, indices, indptr, position, const sgd_sample[::1] samples,
                     const int64_t[::1] order, shared, specific, intercept, tuple coupling, tuple heads, tuple loss,
                     tuple penalty, tuple schedule, tuple shares, tuple extras, tuple spreads,
-                    owner, int n_blocks, int n_threads):
+                    tuple parts):
     """The same on CSR rows; `spreads` are 1 / P(a draw touches the coordinate).
 
     See :func:`fastmtl.reference.linear_sgd.sgd_general_csr`.
     """
     cdef sgd_problem P
-    n_threads = max(1, min(n_threads, MAX_THREADS, len(owner)))
     _fill(&P, data, samples, shared, specific, intercept, coupling, heads, loss, penalty, schedule)
     _fill_csr(&P, indices, indptr, position, heads, specific)
-    beside = _fill_general(&P, shares, extras, n_threads)
+    beside = _fill_general(&P, shares, extras, len(parts[0]))
     P.shared_spread = _address(spreads[0], False)
     P.specific_spread = _address(spreads[1], False)
     return _run(_table(data).sgd_general, &P, order, schedule[3], shared, specific, intercept,
-                owner, n_threads, n_blocks, True, beside)
+                parts, True, beside)
 
 
 def saga_general_dense(X, const sgd_sample[::1] samples, const int64_t[::1] order, shared,
@@ -505,7 +518,7 @@ def saga_general_dense(X, const sgd_sample[::1] samples, const int64_t[::1] orde
     _fill_saga(&P, memory, averages)
     P.shared_l1, P.shared_l2, P.task_l1, P.task_l2 = shares
     return _run(_table(X).saga_general, &P, order, 0, shared, specific, intercept,
-                np.zeros(1, dtype=np.int32), 1, 1, False)
+                _whole(order), False)
 
 
 def saga_general_csr(data, indices, indptr, position, const sgd_sample[::1] samples,
@@ -524,38 +537,56 @@ def saga_general_csr(data, indices, indptr, position, const sgd_sample[::1] samp
     P.shared_spread = _address(spreads[0], False)
     P.specific_spread = _address(spreads[1], False)
     return _run(_table(data).saga_general, &P, order, 0, shared, specific, intercept,
-                np.zeros(1, dtype=np.int32), 1, 1, True)
+                _whole(order), True)
+
+
+cdef int _losses(void (*function)(const sgd_problem *, double *) noexcept nogil, sgd_problem *P,
+                 double[::1] task_loss, int n_threads) except -1:
+    """Each thread sums the losses of as many samples."""
+    cdef sgd_problem problems[MAX_THREADS]
+    cdef int64_t n = P.n_samples, n_tasks = task_loss.shape[0], t, begin
+    cdef int k
+    n_threads = max(1, min(n_threads, MAX_THREADS))
+    cdef double[:, ::1] scratch = np.empty((n_threads, 2 * P.memory_stride + APART))
+    cdef double[:, ::1] sums = np.zeros((n_threads, n_tasks + APART))
+    for k in range(n_threads):
+        problems[k] = P[0]
+        begin = n * k // n_threads
+        problems[k].samples = P.samples + begin
+        problems[k].n_samples = n * (k + 1) // n_threads - begin
+        problems[k].scratch = &scratch[k, 0]
+    if n_threads == 1:
+        with nogil:
+            function(problems, &sums[0, 0])
+    else:
+        for k in prange(n_threads, nogil=True, num_threads=n_threads, schedule="static"):
+            function(&problems[k], &sums[k, 0])
+    for k in range(n_threads):
+        for t in range(n_tasks):
+            task_loss[t] += sums[k, t]
+    return 0
 
 
 def losses_dense(X, const sgd_sample[::1] samples, shared, specific, intercept, tuple coupling,
-                 tuple heads, tuple loss, tuple penalty, double[::1] task_loss):
+                 tuple heads, tuple loss, tuple penalty, double[::1] task_loss, int n_threads):
     """Add each sample's weighted loss to its task's entry of `task_loss`."""
     cdef sgd_problem P
-    cdef double[::1] scratch
     _fill(&P, X, samples, shared, specific, intercept, coupling, heads, loss, penalty, (1, 0, 0))
     _fill_dense(&P, X, specific)
-    scratch = np.empty(2 * P.memory_stride)
-    P.scratch = &scratch[0]
-    cdef const sgd_table *table = _table(X)
-    with nogil:
-        table.losses_dense(&P, &task_loss[0])
+    _losses(_table(X).losses_dense, &P, task_loss, n_threads)
 
 
-def losses_csr(data, indices, indptr, position, const sgd_sample[::1] samples, shared, specific, intercept,
-               tuple coupling, tuple heads, tuple loss, tuple penalty, double[::1] task_loss):
+def losses_csr(data, indices, indptr, position, const sgd_sample[::1] samples, shared, specific,
+               intercept, tuple coupling, tuple heads, tuple loss, tuple penalty,
+               double[::1] task_loss, int n_threads):
     """The same on CSR rows."""
     cdef sgd_problem P
-    cdef double[::1] scratch
     _fill(&P, data, samples, shared, specific, intercept, coupling, heads, loss, penalty, (1, 0, 0))
     _fill_csr(&P, indices, indptr, position, heads, specific)
-    scratch = np.empty(2 * P.memory_stride)
-    P.scratch = &scratch[0]
     cdef double[::1] ones = np.ones(max(P.n_heads, shared.shape[0] * shared.shape[1]))
     P.shared_scale = &ones[0]
     P.specific_scale = &ones[0]
-    cdef const sgd_table *table = _table(data)
-    with nogil:
-        table.losses_csr(&P, &task_loss[0])
+    _losses(_table(data).losses_csr, &P, task_loss, n_threads)
 
 
 def point_losses(int code, double parameter, const double[::1] target, const double[::1] score,

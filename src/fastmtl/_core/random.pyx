@@ -1,5 +1,6 @@
 """The one source of random order: a seeded shuffle (xoshiro256++ seeded by splitmix64)."""
 
+from cython.parallel cimport prange
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 
@@ -55,39 +56,51 @@ def shuffle(int64_t[::1] order, uint64_t seed):
             item[i], item[j] = item[j], item[i]
 
 
-def shuffle_pools(int64_t[::1] order, int64_t[::1] blocks, int64_t block, int64_t pool,
-                  uint64_t seed):
-    """Fill `order` with a permutation of 0, 1, … whose draws are near one another in memory.
-
-    Blocks of `block` successive numbers come in random order (left in `blocks`, one entry a block),
-    and each `pool` of draws is shuffled. Steps are as mixed as `pool` draws are.
-    """
+cdef void _shuffle_pools(int64_t *item, int64_t first, int64_t n, int64_t *blocks, int64_t block,
+                         int64_t pool, uint64_t seed) noexcept nogil:
     cdef uint64_t s[4]
-    cdef int64_t b, i, j, k, end, at = 0, n = order.shape[0], n_blocks = blocks.shape[0]
-    if block < 1 or pool < 1 or n_blocks != (n + block - 1) // block:
-        raise ValueError("blocks must have an entry for each block of order, block and pool be positive")
+    cdef int64_t b, i, j, end, at = 0, n_blocks = (n + block - 1) // block
+    _seed(s, seed)
+    for b in range(n_blocks):
+        blocks[b] = b
+    for b in range(n_blocks - 1, 0, -1):
+        j = <int64_t>_below(s, <uint64_t>b + 1)
+        blocks[b], blocks[j] = blocks[j], blocks[b]
+    for b in range(n_blocks):
+        end = min(n, (blocks[b] + 1) * block)
+        for i in range(blocks[b] * block, end):
+            item[at] = first + i
+            at += 1
+    at = 0
+    while at < n:
+        end = min(pool, n - at)
+        for i in range(end - 1, 0, -1):
+            j = <int64_t>_below(s, <uint64_t>i + 1)
+            item[at + i], item[at + j] = item[at + j], item[at + i]
+        at += pool
+
+
+def shuffle_pools(int64_t[::1] order, const int64_t[::1] bounds, int64_t[::1] blocks,
+                  int64_t block, int64_t pool, uint64_t seed):
+    """Fill each part ``bounds[k]:bounds[k + 1]`` of `order` with a permutation of its places,
+    whose draws are near one another in memory.
+
+    Blocks of `block` successive numbers come in random order (left in `blocks`, which has an entry
+    for each and one more a part), and each `pool` of draws is shuffled. Steps are as mixed as
+    `pool` draws are. A thread does a part, with a seed of its own.
+    """
+    cdef int64_t n = order.shape[0], room = blocks.shape[0], k, n_parts = bounds.shape[0] - 1
+    if block < 1 or pool < 1 or n_parts < 1 or room < n // block + n_parts:
+        raise ValueError("blocks must have an entry for each block and one more a part of order")
     if n == 0:
         return
+    if bounds[0] < 0 or bounds[n_parts] > n:
+        raise ValueError("bounds must lie within order")
     cdef int64_t *item = &order[0]
-    with nogil:
-        _seed(s, seed)
-        for b in range(n_blocks):
-            blocks[b] = b
-        for b in range(n_blocks - 1, 0, -1):
-            k = <int64_t>_below(s, <uint64_t>b + 1)
-            blocks[b], blocks[k] = blocks[k], blocks[b]
-        for b in range(n_blocks):
-            end = min(n, (blocks[b] + 1) * block)
-            for i in range(blocks[b] * block, end):
-                item[at] = i
-                at += 1
-        at = 0
-        while at < n:
-            end = min(pool, n - at)
-            for i in range(end - 1, 0, -1):
-                j = <int64_t>_below(s, <uint64_t>i + 1)
-                item[at + i], item[at + j] = item[at + j], item[at + i]
-            at += pool
+    cdef int64_t *scratch = &blocks[0]
+    for k in prange(n_parts, nogil=True, num_threads=<int>n_parts, schedule="static"):
+        _shuffle_pools(item + bounds[k], bounds[k], bounds[k + 1] - bounds[k],
+                       scratch + bounds[k] // block + k, block, pool, seed + <uint64_t>k)
 
 
 def draw_by_task(int64_t[::1] order, const int64_t[::1] task_start, const int64_t[::1] tasks,

@@ -24,9 +24,12 @@ penalty : (alpha, task_rarity (T,), class_rarity (K,), intercept_kind, task_alph
 schedule : (scale, offset, power, step[, pool])
     The rate at step k is ``scale / (offset + k) ** power``. `pool` promises that draws that far
     apart have rows near one another, which says what to fetch ahead.
-owner : int32 (T,), n_blocks, n_threads
-    Each thread runs the samples of the tasks it owns; the shared part is averaged, weighted by
-    samples, after each block.
+parts : (bounds int64 (n_threads, 2), n_blocks, split)
+    Thread k runs ``order[bounds[k, 0]:bounds[k, 1]]`` in `n_blocks` blocks. After each of them the
+    shared part is averaged, weighted by draws. No two threads draw one task: where they must, each
+    has a task of its own for its part of the samples, with heads of its own, and `split` names
+    these. ``split = (start, heads, share)``: heads ``heads[start[g]:start[g + 1]]`` are averaged,
+    weighted by `share`, after each block. One thread needs no `split`.
 
 The general steps take besides:
 
@@ -38,6 +41,7 @@ extras : (clip, average_from, squares, drift)
 """
 
 import ctypes
+import itertools
 
 import numpy as np
 
@@ -228,30 +232,47 @@ def _run_thread(rows, samples, order, shared, specific, intercept, *settings, st
     return total
 
 
-def _run(rows, samples, order, shared, specific, intercept, *settings, owner, n_blocks, n_threads):
-    step = settings[-1][3]
-    n_threads = max(1, min(n_threads, len(owner)))
-    if n_threads == 1:
+def _run(rows, samples, order, shared, specific, intercept, *settings, parts):
+    step, bounds = settings[-1][3], parts[0]
+    if len(bounds) == 1:
+        order = order[slice(*bounds[0])]
         return _run_thread(rows, samples, order, shared, specific, intercept, *settings, step=step)
-    thread = owner[samples["task"][order]]
-    orders = [order[thread == k] for k in range(n_threads)]
+    _, n_blocks, split = parts
     total = 0.0
     for block in range(n_blocks):
-        parts, drawn = [], 0
-        for own in orders:
-            n = len(own)
-            part = own[n * block // n_blocks : n * (block + 1) // n_blocks]
+        ran, drawn = [], 0
+        for begin, end in bounds:
+            own = order[_block(begin, end, block, n_blocks)]
             copies = shared.copy(), intercept.copy()
             total += _run_thread(
-                rows, samples, part, copies[0], specific, copies[1], *settings, step=step
+                rows, samples, own, copies[0], specific, copies[1], *settings, step=step
             )
-            parts.append((len(part), *copies))
-            drawn += len(part)
+            ran.append((len(own), *copies))
+            drawn += len(own)
         if drawn:
-            shared[...] = sum(n / drawn * s for n, s, _ in parts)
-            intercept[...] = sum(n / drawn * b for n, _, b in parts)
-        step += drawn // n_threads
+            shared[...] = sum(n / drawn * s for n, s, _ in ran)
+            intercept[...] = sum(n / drawn * b for n, _, b in ran)
+            _merge_split(split, settings[1], specific)
+        step += drawn // len(bounds)
     return total
+
+
+def _block(begin, end, block, n_blocks):
+    return slice(
+        begin + (end - begin) * block // n_blocks, begin + (end - begin) * (block + 1) // n_blocks
+    )
+
+
+def _merge_split(split, heads, *arrays):
+    start, copies, share = split
+    for begin, end in itertools.pairwise(start):
+        own = copies[begin:end]
+        for vectors in arrays:
+            if vectors.ndim == 1:
+                at = heads[2][own][:, None] + np.arange(np.diff(heads[2])[own[0]])
+            else:
+                at = own
+            vectors[at] = share[begin:end] @ vectors[at]
 
 
 def _dense_rows(X, width):
@@ -285,9 +306,7 @@ def sgd_dense(
     loss,
     penalty,
     schedule,
-    owner,
-    n_blocks,
-    n_threads,
+    parts,
 ):
     """Run SGD over the samples in `order` on dense rows; return the sum of weighted losses.
 
@@ -306,9 +325,7 @@ def sgd_dense(
         loss,
         penalty,
         schedule,
-        owner=owner,
-        n_blocks=n_blocks,
-        n_threads=n_threads,
+        parts=parts,
     )
 
 
@@ -327,9 +344,7 @@ def sgd_csr(
     loss,
     penalty,
     schedule,
-    owner,
-    n_blocks,
-    n_threads,
+    parts,
 ):
     """The same on CSR rows."""
     return _run(
@@ -344,9 +359,7 @@ def sgd_csr(
         loss,
         penalty,
         schedule,
-        owner=owner,
-        n_blocks=n_blocks,
-        n_threads=n_threads,
+        parts=parts,
     )
 
 
@@ -588,14 +601,13 @@ def _put(at, *pairs):
 
 
 def _general(rows, samples, order, shared, specific, intercept, *settings, **general):
-    owner, n_blocks = general.pop("owner"), general.pop("n_blocks")
-    n_threads = max(1, min(general.pop("n_threads"), len(owner)))
-    step = settings[-1][3]
-    if n_threads == 1:
+    parts, step = general.pop("parts"), settings[-1][3]
+    bounds = parts[0]
+    if len(bounds) == 1:
         return _run_general(
             rows,
             samples,
-            order,
+            order[slice(*bounds[0])],
             shared,
             specific,
             intercept,
@@ -604,19 +616,17 @@ def _general(rows, samples, order, shared, specific, intercept, *settings, **gen
             step=step,
             pace=1,
         )
+    _, n_blocks, split = parts
     clip, average_from, squares, drift = general.pop("extras")
-    thread = owner[samples["task"][order]]
-    orders = [order[thread == k] for k in range(n_threads)]
     merged = [shared, intercept]
     for three in (squares, drift):
         if three is not None:
             merged += [three[0], three[2]]
     total = 0.0
     for block in range(n_blocks):
-        parts, drawn = [], 0
-        for own in orders:
-            n = len(own)
-            mine = own[n * block // n_blocks : n * (block + 1) // n_blocks]
+        ran, drawn = [], 0
+        for begin, end in bounds:
+            own = order[_block(begin, end, block, n_blocks)]
             copies = [array.copy() for array in merged]
             rest = iter(copies[2:])
             extras = [
@@ -626,7 +636,7 @@ def _general(rows, samples, order, shared, specific, intercept, *settings, **gen
             total += _run_general(
                 rows,
                 samples,
-                mine,
+                own,
                 copies[0],
                 specific,
                 copies[1],
@@ -634,14 +644,16 @@ def _general(rows, samples, order, shared, specific, intercept, *settings, **gen
                 **general,
                 extras=(clip, average_from, *extras),
                 step=step,
-                pace=n_threads,
+                pace=len(bounds),
             )
-            parts.append((len(mine), copies))
-            drawn += len(mine)
+            ran.append((len(own), copies))
+            drawn += len(own)
         if drawn:
             for i, array in enumerate(merged):
-                array[...] = sum(n / drawn * copies[i] for n, copies in parts)
-        step += drawn // n_threads * n_threads
+                array[...] = sum(n / drawn * copies[i] for n, copies in ran)
+            own_vectors = [three[1] for three in (squares, drift) if three is not None]
+            _merge_split(split, settings[1], specific, *own_vectors)
+        step += drawn // len(bounds) * len(bounds)
     return total
 
 
@@ -659,9 +671,7 @@ def sgd_general_dense(
     schedule,
     shares,
     extras,
-    owner,
-    n_blocks,
-    n_threads,
+    parts,
 ):
     """Run SGD with sparse penalties, AdaGrad, averaging or clipping on dense rows.
 
@@ -685,9 +695,7 @@ def sgd_general_dense(
         shares=shares,
         extras=extras,
         spreads=None,
-        owner=owner,
-        n_blocks=n_blocks,
-        n_threads=n_threads,
+        parts=parts,
     )
 
 
@@ -709,9 +717,7 @@ def sgd_general_csr(
     shares,
     extras,
     spreads,
-    owner,
-    n_blocks,
-    n_threads,
+    parts,
 ):
     """The same on CSR rows; `spreads` are 1 / P(a draw touches the coordinate)."""
     return _general(
@@ -729,9 +735,7 @@ def sgd_general_csr(
         shares=shares,
         extras=extras,
         spreads=spreads,
-        owner=owner,
-        n_blocks=n_blocks,
-        n_threads=n_threads,
+        parts=parts,
     )
 
 
@@ -825,7 +829,7 @@ def _losses(rows, samples, shared, specific, intercept, coupling, heads, loss, p
 
 
 def losses_dense(
-    X, samples, shared, specific, intercept, coupling, heads, loss, penalty, task_loss
+    X, samples, shared, specific, intercept, coupling, heads, loss, penalty, task_loss, n_threads
 ):
     """Add each sample's weighted loss to its task's entry of `task_loss`."""
     rows = _dense_rows(X, specific.shape[1] - 1)
@@ -846,6 +850,7 @@ def losses_csr(
     loss,
     penalty,
     task_loss,
+    n_threads,
 ):
     """The same on CSR rows."""
     rows = _csr_rows(data, indices, indptr, position, shared.shape[2] - 1)

@@ -1,5 +1,7 @@
 """The seeded shuffle and the task-first draw, in Python integers."""
 
+import itertools
+
 __all__ = ["draw_balanced", "draw_by_task", "shuffle", "shuffle_pools"]
 
 MASK = (1 << 64) - 1
@@ -45,15 +47,17 @@ def _swap(order, bits):
         order[i], order[j] = order[j], order[i]
 
 
-def shuffle_pools(order, blocks, block, pool, seed):
-    """Fill `order` with a permutation of 0, 1, … whose draws are near one another in memory."""
-    n, bits = len(order), _generator(seed)
-    blocks[:] = range(len(blocks))
-    _swap(blocks, bits)
-    numbers = [i for b in blocks for i in range(b * block, min(n, (b + 1) * block))]
-    order[:] = numbers
-    for at in range(0, n, pool):
-        _swap(order[at : at + pool], bits)
+def shuffle_pools(order, bounds, blocks, block, pool, seed):
+    """Fill each part of `order` with a permutation of its places, draws near one another."""
+    for k, (begin, end) in enumerate(itertools.pairwise(bounds)):
+        bits = _generator(seed + k)
+        turn = blocks[begin // block + k :][: -(-(end - begin) // block)]
+        turn[:] = range(len(turn))
+        _swap(turn, bits)
+        firsts = (begin + b * block for b in turn)
+        order[begin:end] = [i for a in firsts for i in range(a, min(end, a + block))]
+        for at in range(begin, end, pool):
+            _swap(order[at : min(end, at + pool)], bits)
 
 
 def draw_by_task(order, task_start, tasks, seed):
