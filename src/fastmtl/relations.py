@@ -347,7 +347,8 @@ def _learn(data, root, rank, features):
     most = min(data.n_tasks, root.shape[1], MAX_RANK) if rank == "auto" else rank
     for columns in range(1, most + 1) if data.n_tasks > 1 else ():
         promising, relations, found = _with_column(data, now, columns)
-        if rank == "auto" and not promising:
+        # The promise of the first, when little is shared as yet, is too often missed.
+        if rank == "auto" and columns > 1 and not promising:
             break
         now = _rounds(data, relations, found, columns, False, features, rank == "auto")
         cost = _mixing_cost(*now[1:])
