@@ -55,6 +55,8 @@ class _Search:
         if features == "identity":
             for summary in summaries:
                 summary.diagonalise(start.root, self.flat)
+        else:
+            self.summaries = [replace(summary, spectrum=None) for summary in summaries]
 
     def initial(self):
         start, q = self.start, self.q
@@ -338,11 +340,12 @@ def learn(data, root, *, rank="auto", features="identity"):
 
 def _learn(data, root, rank, features):
     relations, starts = _first(data, root)
-    now = best = _rounds(data, relations, modes(data, relations, starts), 0, False, features)
+    now = best = _rounds(data, relations, modes(data, relations, starts), 0)
     if rank == "auto" and (alike := _alike(data)) is not None:
-        now = _rounds(data, *_with_alike(now, alike), 0, False, features)
-        if now[0] + 0.5 * np.log(data.n_tasks) < best[0]:
-            best = now[0] + 0.5 * np.log(data.n_tasks), *now[1:]
+        now = _rounds(data, *_with_alike(now, alike), 0)
+        cost = 0.5 * np.log(data.n_tasks)
+        if now[0] + cost < best[0]:
+            best = now[0] + cost, *now[1:]
         now = best
     most = min(data.n_tasks, root.shape[1], MAX_RANK) if rank == "auto" else rank
     for columns in range(1, most + 1) if data.n_tasks > 1 else ():
@@ -350,17 +353,19 @@ def _learn(data, root, rank, features):
         # The promise of the first, when little is shared as yet, is too often missed.
         if rank == "auto" and columns > 1 and not promising:
             break
-        now = _rounds(data, relations, found, columns, False, features, rank == "auto")
+        now = _rounds(data, relations, found, columns, careful=rank == "auto")
         cost = _mixing_cost(*now[1:])
         if rank != "auto" or now[0] + cost + DECISIVE < best[0]:
             best = now[0] + cost, *now[1:]
         elif columns - _freed(best) >= 2:
             break
+    if features != "identity":
+        now = _rounds(data, *best[1:], _freed(best), features=features)
+        best = now[0] + (_mixing_cost(*now[1:]) if _freed(best) else 0.0), *now[1:]
     if data.n_tasks > 2 and _tasks_differ_in_size(data, best):
-        columns = _freed(best)
-        freed = _rounds(data, *best[1:], columns, True, features)
+        freed = _rounds(data, *best[1:], _freed(best), spread=True, features=features)
         value = freed[0] + _spread_cost(data, root)
-        value += _mixing_cost(*freed[1:]) if columns else 0.0
+        value += _mixing_cost(*freed[1:]) if _freed(best) else 0.0
         if value < best[0]:
             best = value, *freed[1:]
     value, relations, (starts, _) = best
@@ -494,7 +499,7 @@ def _with_column(data, now, columns):
     return best > DECISIVE, replace(relations, mixing=mixing), (starts, summaries)
 
 
-def _rounds(data, relations, found, columns, spread, features, careful=False):
+def _rounds(data, relations, found, columns, *, spread=False, features="identity", careful=False):
     """Search and expand in turn; return (value, relations, (posteriors, summaries))."""
     value = np.inf
     for _ in range(1 if data.loss == "squared" else MAX_ROUNDS):
