@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import numbers
 import warnings
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import joblib
@@ -23,6 +24,7 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
 from fastmtl.coupling import TaskCoupling, resolve_coupling
+from fastmtl.estimators import progress
 from fastmtl.linear import MultiTaskSGDClassifier, MultiTaskSGDRegressor
 from fastmtl.metrics import (
     TaskPart,
@@ -510,6 +512,7 @@ class _MultiTaskSGDCV(BaseEstimator):
         refine=2,
         n_jobs=None,
         random_state=None,
+        verbose=0,
     ):
         self.estimator = estimator
         self.alphas = alphas
@@ -521,6 +524,7 @@ class _MultiTaskSGDCV(BaseEstimator):
         self.refine = refine
         self.n_jobs = n_jobs
         self.random_state = random_state
+        self.verbose = verbose
 
     def fit(self, X, y, *, tasks=None, sample_weight=None):
         """Choose strength and coupling by cross-validation, and fit on all of the data.
@@ -548,7 +552,8 @@ class _MultiTaskSGDCV(BaseEstimator):
         with warnings.catch_warnings():
             # a candidate too weak to converge loses; the model kept says so itself, below
             warnings.simplefilter("ignore", ConvergenceWarning)
-            self._search(base, data, folds, self._first_grid(observations))
+            with progress(0, "fit") if self.verbose else nullcontext() as bar:
+                self._search(base, data, folds, self._first_grid(observations), bar)
         best = clone(base).set_params(**self.best_params_)
         arguments = {} if tasks is None else {"tasks": tasks}
         self.best_estimator_ = best.fit(X, y, sample_weight=sample_weight, **arguments)
@@ -630,24 +635,34 @@ class _MultiTaskSGDCV(BaseEstimator):
                 others.append(both)
         return alphas, kappas or ([0.0] if not others else []), others
 
-    def _search(self, base, data, folds, grid):
+    def _search(self, base, data, folds, grid, bar):
         metric = resolve_metric(self._metric(base))
         sign = 1.0 if metric.greater_is_better else -1.0
         alphas, kappas, others = grid
         found = {}  # (coupling's place, strength, kappa): scores of folds
         folds = list(zip(folds, data.exact_fits(base, folds)))
 
+        def run(function, jobs):
+            def counted(n_fits, *arguments):
+                result = function(base, data, *arguments, metric, self.average)
+                if bar is not None:
+                    bar.update(n_fits)
+                return result
+
+            if bar is not None:
+                bar.total += sum(n_fits for n_fits, *_ in jobs)
+                bar.refresh()
+            return joblib.Parallel(self.n_jobs, prefer="threads")(
+                joblib.delayed(counted)(*job) for job in jobs
+            )
+
         def path(alphas, kappas):
             # a strength already seen with these κ is not fitted again
             jobs = []
             for alpha in alphas:
                 new = [k for k in kappas if (None, alpha, k) not in found]
-                jobs += [(alpha, new, fold) for fold in folds] if new else []
-            results = joblib.Parallel(self.n_jobs, prefer="threads")(
-                joblib.delayed(_path_of_fold)(base, data, *fold, new, a, metric, self.average)
-                for a, new, fold in jobs
-            )
-            for (alpha, new, _), (_, averaged) in zip(jobs, results):
+                jobs += [(len(new), *fold, new, alpha) for fold in folds] if new else []
+            for (*_, new, alpha), (_, averaged) in zip(jobs, run(_path_of_fold, jobs)):
                 for kappa, score in zip(new, averaged):
                     found.setdefault((None, alpha, kappa), []).append(sign * score)
 
@@ -655,15 +670,11 @@ class _MultiTaskSGDCV(BaseEstimator):
             learning = others[place].learning if hasattr(others[place], "learning") else None
             if learning is not None and learning.scale == "evidence":
                 alphas = [base.alpha]  # which has no part in the fit
-            jobs = [(a, fold) for a in alphas for fold in folds if (place, a, np.nan) not in found]
-            results = joblib.Parallel(self.n_jobs, prefer="threads")(
-                joblib.delayed(_fit_and_score)(
-                    base, data, *fold, {"coupling": others[place], "alpha": a}, metric, self.average
-                )
-                for a, fold in jobs
-            )
-            for (alpha, _), score in zip(jobs, results):
-                found.setdefault((place, alpha, np.nan), []).append(sign * score)
+            new = [{"coupling": others[place], "alpha": alpha} for alpha in alphas]
+            new = [own for own in new if (place, own["alpha"], np.nan) not in found]
+            jobs = [(1, *fold, own) for own in new for fold in folds]
+            for (*_, own), score in zip(jobs, run(_fit_and_score, jobs)):
+                found.setdefault((place, own["alpha"], np.nan), []).append(sign * score)
 
         if kappas:
             path(alphas, kappas)
@@ -675,6 +686,8 @@ class _MultiTaskSGDCV(BaseEstimator):
             ordered = np.sort(np.asarray(self.kappas, dtype=float))
             kappa_step = np.mean(np.diff(np.log(ordered)))
         for _ in range(self.refine):
+            if bar is not None:
+                bar.set_postfix(best=f"{max(map(np.mean, found.values())):.6g}")
             step, kappa_step = step / 2, kappa_step / 2
             place, alpha, kappa = _best(found)
             near = [alpha * np.exp(-step), alpha, alpha * np.exp(step)] if step else [alpha]
@@ -834,6 +847,8 @@ class MultiTaskSGDRegressorCV(RegressorMixin, _MultiTaskSGDCV):
         Threads over folds and strengths (joblib).
     random_state : int, RandomState or None, default=None
         Seed of every fit; None leaves that of `estimator`.
+    verbose : int, default=0
+        1 shows a progress bar over the fits of the search (needs the extra ``progress``).
 
     Attributes
     ----------
@@ -888,6 +903,7 @@ class MultiTaskSGDClassifierCV(ClassifierMixin, _MultiTaskSGDCV):
     refine : int, default=2
     n_jobs : int, default=None
     random_state : int, RandomState or None, default=None
+    verbose : int, default=0
         As in :class:`MultiTaskSGDRegressorCV`.
 
     Attributes

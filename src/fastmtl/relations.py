@@ -32,7 +32,7 @@ FREE = 30.0  # prior standard deviation of an intercept that is not coupled, bes
 FLOOR = 1e-2  # the least κ_t beside the mean variance: no task collapses on the shared part
 FEATURE_SHRINKAGE = 20.0  # tasks' worth of belief that features are uncorrelated in Ω
 ALIKE = 2  # directions in which the means of tasks' rows differ
-DECISIVE = 3.0  # log evidence that freeing a column of B must gain
+DECISIVE = 5.0  # log evidence that leaving the relations of "mean", or freeing a column, must gain
 PATIENCE = 3  # steps of a search without such a gain
 KAPPA_SPREAD = 1.0  # prior standard deviation of log κ_t about its mean
 
@@ -340,7 +340,12 @@ def learn(data, root, *, rank="auto", features="identity"):
 
 def _learn(data, root, rank, features):
     relations, starts = _first(data, root)
-    now = best = _rounds(data, relations, modes(data, relations, starts), 0)
+    now = _rounds(data, relations, modes(data, relations, starts), 0)
+    if data.loss != "squared":
+        now = _moved(data, now, (1, 1), (0, 1))
+    if rank == "auto" and data.n_tasks > 1:
+        now = _default(data, now)
+    best = now
     if rank == "auto" and (alike := _alike(data)) is not None:
         now = _rounds(data, *_with_alike(now, alike), 0)
         cost = 0.5 * np.log(data.n_tasks)
@@ -370,6 +375,42 @@ def _learn(data, root, rank, features):
             best = value, *freed[1:]
     value, relations, (starts, _) = best
     return relations, starts, value
+
+
+def _moved(data, now, *directions):
+    """Relations with log(b²) and log(κ) moved in these directions while the evidence grows.
+
+    A search holds the expansion of a loss that is not quadratic where it is, and misses that larger
+    vectors flatten the loss: where classes are nearly separable it ends far from the best size.
+    """
+    for step in (np.log(4.0), np.log(2.0)):
+        for shared, own in directions:
+            for way in (step, -step):
+                while (then := _scaled(data, now, way * shared, way * own))[0] < now[0] - 0.5:
+                    now = then
+    return now
+
+
+def _scaled(data, now, shared, own):
+    _, relations, (starts, _) = now
+    size = np.exp(shared / 2)
+    starts = [replace(at, shared=at.shared / size) for at in starts]
+    mixing, kappa = size * relations.mixing, np.exp(own) * relations.kappa
+    relations = replace(relations, mixing=mixing, kappa=kappa)
+    found = modes(data, relations, starts)
+    return sum(at.value for at in found[0]), relations, found
+
+
+def _default(data, now):
+    """The relations of ``"mean"``, κ = b², where the evidence for another κ is not decisive."""
+    relations = now[1]
+    b, kappa = relations.mixing[0, 0] ** 2, relations.kappa[0]
+    middle = (b + kappa) / 2
+    even = _scaled(data, now, np.log(middle / b), np.log(middle / kappa))
+    if even[0] > now[0] + 10 * DECISIVE:
+        return now
+    even = _moved(data, even, (1, 1))
+    return even if even[0] < now[0] + DECISIVE else now
 
 
 def _freed(now):
