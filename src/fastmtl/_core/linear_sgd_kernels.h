@@ -108,6 +108,14 @@ static inline double NAME(rate_at)(const sgd_problem *P, int64_t step) {
     return P->rate_scale / pow(t, P->rate_power);
 }
 
+static inline void NAME(rates)(const sgd_problem *P, int64_t step, int64_t n, double *rate) {
+    const double scale = P->rate_scale, offset = P->rate_offset + (double)step;
+    if (P->rate_power == 1.0)
+        for (int32_t i = 0; i < n; i++) rate[i] = scale / (offset + i);
+    else
+        for (int32_t i = 0; i < n; i++) rate[i] = NAME(rate_at)(P, step + i);
+}
+
 static inline double NAME(damped)(const sgd_problem *P, const sgd_sample *z, double rate, double g) {
     double smoothness = P->poisson ? fabs(g) / fmax(z->weight, 1e-300) + z->target : P->smoothness;
     return 1.0 / (1.0 + rate * smoothness * z->weight * z->curvature);
@@ -265,11 +273,11 @@ static inline void NAME(stage)(const sgd_problem *P, const int64_t *order, int64
         ring->target[slot + i] = z->target;
         ring->weight[slot + i] = z->weight;
         ring->mixing[slot + i] = P->mixing[z->task];
-        rate[i] = NAME(rate_at)(P, step + from + i);
         curvature[i] = z->curvature;
         rarity[i] = P->task_rarity[z->task];
         kappa[i] = P->kappa[z->task];
     }
+    NAME(rates)(P, step + from, n, rate);
     for (int64_t i = 0; i < n; i++) {
         const double weight = ring->weight[slot + i], shrink = rate[i] * P->alpha;
         const double move = rate[i] * weight / (1.0 + rate[i] * P->smoothness * weight * curvature[i]);
@@ -305,7 +313,8 @@ static double NAME(sgd_dense_simple)(const sgd_problem *P, const int64_t *order,
     const int64_t ahead_lines = lines < PREFETCH_LINES ? lines : PREFETCH_LINES;
     const int64_t own_lines = P->specific_cached ? 0 : ahead_lines;
     const int64_t samples_ahead = P->pool + SAMPLES_AHEAD;
-    double total = 0.0;
+    const point_loss loss = P->loss;
+    double total = 0.0, intercept = common ? P->intercept[0] : 0.0;
     if (count == 0) return total;
 
     NAME(stage)(P, order, 0, count, step, &ring);
@@ -329,8 +338,8 @@ static double NAME(sgd_dense_simple)(const sgd_problem *P, const int64_t *order,
         const real *x = ring.row[i], *next = ring.row[j], *next_v = ring.specific[j];
         real *v = ring.specific[i];
         double g;
-        if (common) p += P->intercept[0];
-        total += ring.weight[i] * point_loss_at(&P->loss, ring.target[i], p, &g);
+        p += intercept;
+        total += ring.weight[i] * point_loss_at(&loss, ring.target[i], p, &g);
 
         const vec keep_s = splat((real)ring.keep_shared[i]), keep_v = splat((real)ring.keep[i]);
         const vec push_s = splat((real)(ring.push_shared[i] * g)), push_v = splat((real)(ring.push[i] * g));
@@ -343,9 +352,10 @@ static double NAME(sgd_dense_simple)(const sgd_problem *P, const int64_t *order,
             NAME(step_block)(s + c, v + c, next_v + c, NAME(row_tail)(x, c, d, stride, unit),
                              NAME(row_tail)(next, c, d, stride, unit), keep_s, push_s, keep_v, push_v,
                              &shared, &own);
-        if (common) P->intercept[0] -= ring.move[i] * g;
+        if (common) intercept -= ring.move[i] * g;
         p = ring.mixing[j] * sum_lanes(shared) + sum_lanes(own);
     }
+    if (common) P->intercept[0] = intercept;
     return total;
 }
 
