@@ -20,7 +20,7 @@ from fastmtl.config import resolve_threads
 from fastmtl.estimators import progress
 from fastmtl.kernels import (
     CheckedRows,
-    empty_gram,
+    empty_matrix,
     kernel_scale,
     linear_kernel,
     polynomial_kernel,
@@ -173,7 +173,7 @@ def _whole_gram(model, kernel, rows, dtype):
     if n * n * np.dtype(dtype).itemsize > model.cache_size * 2**20:
         return None
     if not kernel.own:
-        return kernel(rows, n_threads=model.n_threads, out=empty_gram(n, n, dtype))
+        return kernel(rows, n_threads=model.n_threads, out=empty_matrix(n, n, dtype))
     gram = kernel(rows)
     _check_symmetric(gram, "kernel returned a Gram matrix that")
     return np.ascontiguousarray(gram, dtype=rows.dtype)

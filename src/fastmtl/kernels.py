@@ -253,7 +253,7 @@ def iter_gram(X, Y=None, *, kernel="sigmoid", block_rows=1024, n_threads=None, *
         if isinstance(parameters.get(name), str):
             parameters[name] = kernel_scale(X, parameters[name], name)
     dtype = X.dtype if X.dtype == Y.dtype else np.dtype(np.float64)
-    buffer = empty_gram(min(block_rows, X.shape[0]), Y.shape[0], dtype)
+    buffer = empty_matrix(min(block_rows, X.shape[0]), Y.shape[0], dtype)
 
     def blocks():
         for begin in range(0, X.shape[0], block_rows):
@@ -453,7 +453,7 @@ def _gram(X, Y, out, n_threads, function, scale, shift, degree=0, *, distance=No
     other = X if Y is None else Y
     n, m, dtype = X.shape[0], other.shape[0], X.dtype
     if out is None:
-        out = empty_gram(n, m, dtype)
+        out = empty_matrix(n, m, dtype)
     else:
         _check_out(out, (n, m), dtype)
         dtype = out.dtype
@@ -476,7 +476,7 @@ def _gram(X, Y, out, n_threads, function, scale, shift, degree=0, *, distance=No
         first, second = (X, None) if Y is None else (Y, X)
         core.gram(first, second, out.T, *arguments, column_term, row_term, threads)
     else:
-        result = empty_gram(n, m, dtype)
+        result = empty_matrix(n, m, dtype)
         core.gram(X, Y, result, *arguments, row_term, column_term, threads)
         out[...] = result
     return out
@@ -580,7 +580,7 @@ def _check_out(out, shape, dtype):
         raise ValueError("out is read-only; pass a writeable array")
 
 
-def empty_gram(n, m, dtype):
+def empty_matrix(n, m, dtype):
     """Uninitialised (n, m), starting at a cache line so that stores can bypass the cache."""
     itemsize = np.dtype(dtype).itemsize
     if n * m * itemsize >= LARGE:

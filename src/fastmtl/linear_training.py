@@ -20,6 +20,7 @@ from fastmtl._core import linear_sgd
 from fastmtl._core import random as core_random
 from fastmtl.config import resolve_threads
 from fastmtl.estimators import label_weights, progress
+from fastmtl.kernels import empty_matrix
 from fastmtl.linear_threads import Team
 from fastmtl.monitoring import Best, Epoch, as_callbacks
 from fastmtl.row_blocks import Pages, bounds, in_blocks
@@ -358,7 +359,8 @@ class _Problem:
         X, row = self.data[0], self.samples["row"]
         small = self.dense and self.reading is None and X.nbytes <= PACKED_BYTES
         if small and len(row) <= len(X) and np.any(np.diff(row) < 0):
-            self.data = (X[row],)
+            packed = empty_matrix(len(row), X.shape[1], X.dtype)
+            self.data = (np.take(X, row, axis=0, out=packed, mode="clip"),)
             row[:] = np.arange(len(row))
 
     @property
