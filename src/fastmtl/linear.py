@@ -38,6 +38,7 @@ from fastmtl.linear_training import (
     columns_worth_keeping,
     constant_score,
     train,
+    zero_vectors,
 )
 from fastmtl.losses import as_point_loss
 from fastmtl.monitoring import as_callbacks, hold_out
@@ -290,11 +291,11 @@ class _MultiTaskSGD(TaskRelations, OnnxMixin, BaseEstimator):
         dtype = observations.X.dtype
         lanes = 64 // dtype.itemsize
         stride = (d + lanes) // lanes * lanes
-        shared = np.zeros((factors.mixing.shape[1], n_classes, stride), dtype=dtype)
+        shared = zero_vectors((factors.mixing.shape[1], n_classes, stride), dtype)
         earlier = self._state if go_on else None
         columns = self._columns(observations, held_out, earlier, len(head_class))
         if columns is None:
-            specific = np.zeros((len(head_class), stride), dtype=dtype)
+            specific = zero_vectors((len(head_class), stride), dtype)
         else:
             specific = np.zeros(columns.vector_start(head_start)[-1], dtype=dtype)
         head_start = head_start.astype(np.int64)

@@ -20,6 +20,7 @@ class Team:
     def __init__(self, problem, n_threads):
         self.cuts = _cuts(problem, n_threads)
         self.samples, self.arguments = problem.samples, problem.arguments
+        self.order = np.empty(len(self.samples), dtype=np.int64)  # of each epoch in turn
         n_tasks, first = len(problem.kappa), self.cuts[1:-1]
         task = self.samples["task"][first]
         inside = problem.task_start[task] < first

@@ -56,6 +56,7 @@ SAMPLE = np.dtype(
 WORK_PER_CALL = 300_000_000  # multiplications, well under a second, so that Ctrl-C is heard
 MOST_STEPS_PER_CALL = 2_000_000
 BLOCKS_PER_EPOCH = 16
+LINE = 64
 WORTH_MERGING = 20  # multiplications of steps, for each number that threads merge
 # Samples near one another in memory are fetched together, and mixed with those of 63 other places.
 POOL, POOL_BLOCK = 512, 8
@@ -148,6 +149,14 @@ class State:
         means = [w - (d / count).astype(w.dtype) for w, d in zip(self.parameters, self.drift)]
         names = ("shared", "specific", "intercept")
         return replace(self, **dict(zip(names, means)), running=self)
+
+
+def zero_vectors(shape, dtype):
+    """Zeros that begin with a cache line, so that a vector lies in no more lines than it must."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    memory = np.zeros(size + LINE, dtype=np.uint8)
+    begin = -memory.ctypes.data % LINE
+    return memory[begin : begin + size].view(dtype).reshape(shape)
 
 
 def carry(earlier, now, d):
@@ -644,8 +653,7 @@ def _orders(problem, team, seed):
             core_random.shuffle(order, seed + 1 + k)
             yield from _calls(problem, *team.regroup(order))
         return
-    n, bounds = len(problem.samples), team.cuts
-    order = np.empty(n, dtype=np.int64)
+    order, bounds = team.order, team.cuts
     if problem.groups is not None:
         core_random.draw_balanced(order, *problem.groups, problem.present, seed)
         order, bounds = team.regroup(order)
@@ -653,10 +661,10 @@ def _orders(problem, team, seed):
         core_random.draw_by_task(order, problem.task_start, problem.present, seed)
         order, bounds = team.regroup(order)
     elif problem.pooled:
-        blocks = np.empty(n // POOL_BLOCK + len(bounds), dtype=np.int64)
+        blocks = np.empty(len(order) // POOL_BLOCK + len(bounds), dtype=np.int64)
         core_random.shuffle_pools(order, bounds, blocks, POOL_BLOCK, POOL, seed)
     else:
-        order[:] = np.arange(n)
+        order[:] = np.arange(len(order))
         for k, (begin, end) in enumerate(itertools.pairwise(bounds)):
             core_random.shuffle(order[begin:end], seed + k)
     yield from _calls(problem, order, bounds)
