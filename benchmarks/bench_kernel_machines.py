@@ -139,7 +139,7 @@ def fit(n, kernels=("sigmoid", "rbf")):
     peer, _ = best_of(3, lambda: SVC(gamma=1 / d).fit(X, y))
     seconds, _ = best_of(3, lambda: MultiTaskSVC(**pooled).fit(X, y, tasks=tasks))
     report(f"pooled rbf, n={n}, against SVC(kernel='rbf')", peer, seconds)
-    quarter = n * n * 8 / 2**20 / 4  # libsvm keeps its rows in float32: half the Gram for it
+    quarter = n * n * 8 / 2**20 / 4  # of a float64 Gram: half the rows, which both keep in float32
     peer, _ = best_of(2, lambda: SVC(gamma=1 / d, cache_size=quarter).fit(X, y))
     for coupling in ("pooled", "mean"):
         rows = MultiTaskSVC(cache_size=quarter, **pooled | {"coupling": coupling})

@@ -694,3 +694,15 @@ def test_a_failed_refit_leaves_the_machine_as_it_was(data):
     with pytest.raises(ValueError, match="one class only"):
         model.fit(X[:, :1], np.ones(len(X)), tasks=tasks)
     np.testing.assert_array_equal(model.decision_function(X, tasks=tasks), before)
+
+
+def test_a_linear_machine_far_from_the_origin_is_the_one_at_the_origin(data):
+    # There float32 entries would be off by more than the rows' distances.
+    X, tasks, signal = data
+    far, near = (
+        MultiTaskSVC(kernel="linear", coupling="pooled", task_intercept="shared", tol=1e-4).fit(
+            X + shift, signal > 0, tasks=tasks
+        )
+        for shift in (1e4, 0.0)
+    )
+    assert far.objective_ == pytest.approx(near.objective_, rel=1e-5)

@@ -347,7 +347,8 @@ class MultiTaskSVC(ClassifierMixin, _SupportVectorMachine):
         the kernel of new rows is mapped alike. Each warns when it met an indefinite kernel.
     tol : float, default=1e-3
         The greatest violation of the optimality conditions to leave, as in libsvm. From 1e-5 on the
-        Gram matrix is kept in float32, also as in libsvm, of entries computed in the dtype of X.
+        Gram matrix is kept in float32, also as in libsvm, of entries computed in the dtype of X;
+        except where entries differ by less than a hundredth of their size, on average.
     max_iter : int, default=-1
         The most steps per class, -1 for libsvm's limit of ten million or 100 n.
     shrinking : bool, default=False
@@ -393,7 +394,8 @@ class MultiTaskSVC(ClassifierMixin, _SupportVectorMachine):
     --------
     MultiTaskSVR : the same for numbers.
     make_kernel_sgd : for many more rows.
-    sklearn.calibration.CalibratedClassifierCV : gives it probabilities (set `task_column`).
+    sklearn.calibration.CalibratedClassifierCV : gives it probabilities (set `task_column`, and pass
+        :class:`TaskStratifiedKFold` as `cv`, so that each fold has both classes of each task).
 
     References
     ----------
@@ -481,7 +483,8 @@ class MultiTaskSVC(ClassifierMixin, _SupportVectorMachine):
                 names = observations.tasks[lonely[:5]].tolist()
                 raise ValueError(
                     f"y has one class only in {len(lonely)} tasks, for example {names!r}; an "
-                    "intercept per task needs two: drop them, or set task_intercept='shared'"
+                    "intercept per task needs two: drop them, set task_intercept='shared', or, in "
+                    "cross-validation, split by TaskStratifiedKFold"
                 )
         return classes
 

@@ -33,7 +33,10 @@ from fastmtl.row_cache import RowCache
 
 LIBSVM_LIMIT = 10_000_000
 ROUNDING = 1e-7  # eigenvalues this far below zero, relative to the greatest, count as zero
-SMALL_TOL = 1e-5  # below, the rounding of a float32 Gram matrix would show
+# Where the rounding of a float32 Gram matrix would show: below this tolerance, and where entries
+# differ by less than this share of their size.
+SMALL_TOL = 1e-5
+SMALL_SPREAD = 1e-2
 
 # name: (function of two matrices, the estimator's parameters that it takes)
 KERNELS = {
@@ -240,13 +243,18 @@ def _intercept_groups(model, n_tasks):
     return np.arange(n_tasks) if model.task_intercept == "free" else np.zeros(n_tasks, dtype=int)
 
 
-def solve_duals(model, kernel, rows, problems, factors):
-    """The output of each problem of a support vector machine, and what maps k(x, ·) to match.
+def _gram_dtype(model, kernel, rows):
+    """float32, as in libsvm, unless a spectrum, a small tol or a flat kernel needs every digit."""
+    if kernel is None or kernel.own or model.indefinite != "smo" or model.tol < SMALL_TOL:
+        return rows.dtype
+    some = kernel(rows[:: rows.shape[0] // 64 + 1], n_threads=1)
+    spread = np.diagonal(some).mean() - some.mean()  # half the mean squared distance
+    return np.dtype(np.float32) if spread > SMALL_SPREAD * np.abs(some).max() else rows.dtype
 
-    Entries are float32, as in libsvm, unless a spectrum or a small tol asks for every digit.
-    """
-    coarse = model.indefinite == "smo" and model.tol >= SMALL_TOL
-    dtype = np.dtype(np.float32) if coarse else rows.dtype
+
+def solve_duals(model, kernel, rows, problems, factors):
+    """The output of each problem of a support vector machine, and what maps k(x, ·) to match."""
+    dtype = _gram_dtype(model, kernel, rows)
     gram, projection = _repaired(model, _whole_gram(model, kernel, rows, dtype))
     diagonal = np.diagonal(gram) if gram is not None else kernel.diagonal(rows)
     diagonal = diagonal.astype(np.float64)
