@@ -715,6 +715,16 @@ def test_losses_that_do_not_fit_the_tasks_are_refused(loss, match):
         MultiTaskNetwork(loss=loss).fit(X, Y)
 
 
+@pytest.mark.parametrize(
+    "kind", [MultiTaskNetwork, MultiTaskNetworkClassifier, MultiTaskNetworkRegressor]
+)
+def test_docstrings_have_every_parameter(kind):
+    section = kind.__doc__[kind.__doc__.index("Parameters") : kind.__doc__.index("Attributes")]
+    lines = [line.split(" : ")[0] for line in section.splitlines() if " : " in line[:40]]
+    assert sorted(", ".join(lines).split(", ")) == sorted(kind().get_params())
+    assert not {"{settings}", "{references}"} & set(kind.__doc__.splitlines())
+
+
 def expected_failures(estimator):
     failures = {
         "check_sample_weight_equivalence_on_dense_data": (

@@ -16,7 +16,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from fastmtl.estimators import check_number, in_form, score_in_form
 from fastmtl.linear import MultiTaskSGDClassifier
-from fastmtl.network_base import NetworkBase
+from fastmtl.network_base import NetworkBase, documented
 from fastmtl.network_training import LOSSES, SOFTMAX
 from fastmtl.observations import Classes, encode_classes, query
 
@@ -24,143 +24,6 @@ __all__ = ["MultiTaskNetwork", "MultiTaskNetworkClassifier", "MultiTaskNetworkRe
 
 
 class _WithLosses(NetworkBase):
-    def _check_loss(self):
-        self._check_loss_words()
-        check_number(self, "huber_delta", low=0.0, open_low=True)
-        check_number(self, "quantile", low=0.0, high=1.0, open_low=True)
-
-    def _loss_parameters(self, codes):
-        return np.where(codes == LOSSES["quantile"], self.quantile, self.huber_delta).astype(float)
-
-
-class MultiTaskNetworkRegressor(RegressorMixin, _WithLosses):
-    """Regression on many related tasks by a network with a shared trunk and a head per task.
-
-    Task t predicts ``w_t · f(x) + b_t`` with f the trunk's features and
-    ``w_t = Σ_r B[t, r] s_r + v_t`` as in :class:`MultiTaskSGDRegressor`. A step takes `batch_size`
-    rows and follows the gradient of the sum of the losses of all their labels, divided by the
-    number of rows, plus ``alpha (½ Σ_r ‖s_r‖² + ½ Σ_t ‖v_t‖² / κ_t)`` over the heads (intercepts
-    included) and ``weight_decay ½ ‖W‖²`` over the trunk's weights (biases left out).
-    Standardise X, and y where its scale is far from 1.
-
-    Parameters
-    ----------
-    loss : {"squared_error", "huber", "quantile", "poisson"}, default="squared_error"
-        ``½(y−p)²``; quadratic within `huber_delta` and linear beyond; the pinball loss of
-        `quantile`; or with a log link, where `predict` returns rates.
-    huber_delta : float, default=1.0
-        In units of y, positive.
-    quantile : float, default=0.5
-        In (0, 1).
-    trunk : list of layers or None, default=None
-        Layers of ``fastmtl.layers``. None stands for dense layers of `hidden_layer_sizes`.
-    hidden_layer_sizes : tuple of int or int, default=(64, 32)
-    activation : str, default="relu"
-        Of the dense layers of `hidden_layer_sizes`; see :class:`fastmtl.layers.Dense`.
-    coupling : {"mean", "independent", "pooled", "learn"} or TaskCoupling, default="mean"
-        How the heads share: one shared head plus a task's own, nothing, all, or relations that are
-        learned while the trunk is: after 4, 16, 64, … epochs C maximises the marginal likelihood of
-        the labels given the features (:meth:`TaskCoupling.learn`, of which networks take `rank`),
-        and training goes on from the same heads under it.
-    alpha : float, default=1e-4
-        Penalty of the heads, non-negative.
-    weight_decay : float, default=0.0
-        Penalty of the trunk's weights, non-negative.
-    solver : {"adam", "adamw", "sgd", "momentum", "nesterov"}, default="adam"
-        Adam [1]_; Adam with both penalties as decoupled decay [2]_; or SGD, plain or with momentum.
-    learning_rate_init : float, default=0.001
-        First step size.
-    learning_rate : {"constant", "cosine", "invscaling"} or callable, default="constant"
-        Step size of each epoch: the first; falling to 0 along half a cosine over `max_iter`; the
-        first divided by the square root of the epoch's number; or ``learning_rate(epoch)``, epochs
-        counted from 0.
-    batch_size : int, default=32
-        Rows per step; 1 is per-sample SGD, which has a code path of its own.
-    max_iter : int, default=100
-        The most epochs.
-    momentum : float, default=0.9
-        Of ``"momentum"`` and ``"nesterov"``, in [0, 1).
-    beta_1, beta_2, epsilon : float, default=0.9, 0.999, 1e-8
-        Of Adam.
-    clip_norm : float or None, default=None
-        Gradients longer than this are shortened to it.
-    gradient_surgery : None or "pcgrad", default=None
-        ``"pcgrad"`` takes from each task's gradient of the trunk what opposes another's [4]_, at
-        the price of a pass for each task in a batch.
-    task_weight : None, "balanced", "uncertainty", "gradnorm", dict or array-like, default=None
-        Weights of the tasks' summed losses. ``"balanced"`` weighs their means alike. Two are
-        learned, set anew before each epoch: ``"uncertainty"`` [3]_ takes the exact minimiser of
-        ``exp(-s) L + ½ s``, half the inverse of a task's mean loss L of the epoch before;
-        ``"gradnorm"`` [5]_ the weights at which the lengths of the tasks' gradients, in the last
-        shared layer, are proportional to ``r**1.5``, where r is the share of its first loss that a
-        task still has.
-    early_stopping : bool, default=False
-        Keep `validation_fraction` of the rows aside, stop when their loss has not improved by
-        `tol` for `n_iter_no_change` epochs, and return to the best epoch's weights. With learned
-        task weights that loss is the mean of the logarithms of the tasks' mean losses.
-    validation_fraction : float, default=0.1
-    n_iter_no_change : int, default=10
-    tol : float, default=1e-4
-    dtype : {"float32", "float64"}, default="float32"
-        In which the network computes, and predicts.
-    task_column : int, str or None, default=None
-        The column of a two-dimensional X that holds the task labels.
-    unseen_tasks : {"shared", "error"}, default="shared"
-        A task not seen in training is predicted with the shared head, or refused.
-    warm_start : bool, default=False
-        Start `fit` from the last solution.
-    n_threads : int or None, default=1
-        Threads that share each batch; they pay where a batch is a millisecond of work or more. The
-        result depends on their number, not on timing. None and -1 take all cores.
-    random_state : int, RandomState or None, default=None
-        Seed of the initial weights, the order of rows, dropout and the validation rows.
-    verbose : int, default=0
-        1 shows a progress bar (needs the extra ``progress``).
-
-    Attributes
-    ----------
-    tasks_ : ndarray of shape (n_tasks,)
-        Task labels: sorted, or column numbers of Y, or positions in the list.
-    coef_, intercept_ : ndarray of shape (n_tasks, n_features) and (n_tasks,)
-        The heads.
-    mixing_, kappa_ : ndarray of shape (n_tasks, R) and (n_tasks,)
-        B and κ of the coupling, given or learned.
-    task_covariance_, task_correlation_ : ndarray of shape (n_tasks, n_tasks)
-        C = B Bᵀ + diag(κ), and the same scaled to a diagonal of ones.
-    n_tasks_, n_iter_, n_features_in_ : int
-    history_ : list of dict
-        Of each epoch: ``loss`` (weighted sum over the labels, divided by the rows), ``task_loss``
-        (means by task), ``gradient_norms`` (by layer, then the heads; of the last batch),
-        ``learning_rate``, ``seconds``; with early stopping ``validation_loss`` and
-        ``validation_task_loss``; and ``task_weight`` where it is learned.
-
-    References
-    ----------
-    .. [1] D. Kingma and J. Ba, "Adam: a method for stochastic optimization", ICLR 2015.
-    .. [2] I. Loshchilov and F. Hutter, "Decoupled weight decay regularization", ICLR 2019.
-    .. [3] A. Kendall, Y. Gal and R. Cipolla, "Multi-task learning using uncertainty to weigh
-       losses for scene geometry and semantics", CVPR 2018.
-    .. [4] T. Yu et al., "Gradient surgery for multi-task learning", NeurIPS 2020.
-    .. [5] Z. Chen et al., "GradNorm: gradient normalization for adaptive loss balancing in deep
-       multitask networks", ICML 2018.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from fastmtl import MultiTaskNetworkRegressor
-    >>> rng = np.random.default_rng(0)
-    >>> X = rng.normal(size=(500, 2))
-    >>> Y = np.column_stack([np.sin(X[:, 0]), np.sin(X[:, 0]) + X[:, 1]])
-    >>> model = MultiTaskNetworkRegressor(hidden_layer_sizes=(32,), random_state=0).fit(X, Y)
-    >>> model.predict(X).shape
-    (500, 2)
-    >>> model.score(X, Y) > 0.95
-    True
-    """
-
-    _classification = False
-    _losses = ("squared_error", "huber", "quantile", "poisson")
-
     def __init__(
         self,
         *,
@@ -232,6 +95,73 @@ class MultiTaskNetworkRegressor(RegressorMixin, _WithLosses):
         self.huber_delta = huber_delta
         self.quantile = quantile
 
+    def _check_loss(self):
+        self._check_loss_words()
+        check_number(self, "huber_delta", low=0.0, open_low=True)
+        check_number(self, "quantile", low=0.0, high=1.0, open_low=True)
+
+    def _loss_parameters(self, codes):
+        return np.where(codes == LOSSES["quantile"], self.quantile, self.huber_delta).astype(float)
+
+
+@documented
+class MultiTaskNetworkRegressor(RegressorMixin, _WithLosses):
+    """Regression on many related tasks by a network with a shared trunk and a head per task.
+
+    Task t predicts ``w_t · f(x) + b_t`` with f the trunk's features and
+    ``w_t = Σ_r B[t, r] s_r + v_t`` as in :class:`MultiTaskSGDRegressor`. A step takes `batch_size`
+    rows and follows the gradient of the sum of the losses of all their labels, divided by the
+    number of rows, plus ``alpha (½ Σ_r ‖s_r‖² + ½ Σ_t ‖v_t‖² / κ_t)`` over the heads (intercepts
+    included) and ``weight_decay ½ ‖W‖²`` over the trunk's weights (biases left out).
+    Standardise X, and y where its scale is far from 1.
+
+    Parameters
+    ----------
+    loss : {"squared_error", "huber", "quantile", "poisson"}, default="squared_error"
+        ``½(y−p)²``; quadratic within `huber_delta` and linear beyond; the pinball loss of
+        `quantile`; or with a log link, where `predict` returns rates.
+    huber_delta : float, default=1.0
+        In units of y, positive.
+    quantile : float, default=0.5
+        In (0, 1).
+    {settings}
+
+    Attributes
+    ----------
+    tasks_ : ndarray of shape (n_tasks,)
+        Task labels: sorted, or column numbers of Y, or positions in the list.
+    coef_, intercept_ : ndarray of shape (n_tasks, n_features) and (n_tasks,)
+        The heads.
+    mixing_, kappa_ : ndarray of shape (n_tasks, R) and (n_tasks,)
+        B and κ of the coupling, given or learned.
+    task_covariance_, task_correlation_ : ndarray of shape (n_tasks, n_tasks)
+        C = B Bᵀ + diag(κ), and the same scaled to a diagonal of ones.
+    n_tasks_, n_iter_, n_features_in_ : int
+    history_ : list of dict
+        Of each epoch: ``loss`` (weighted sum over the labels, divided by the rows), ``task_loss``
+        (means by task), ``gradient_norms`` (by layer, then the heads; of the last batch),
+        ``learning_rate``, ``seconds``; with early stopping ``validation_loss`` and
+        ``validation_task_loss``; and ``task_weight`` where it is learned.
+
+    {references}
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastmtl import MultiTaskNetworkRegressor
+    >>> rng = np.random.default_rng(0)
+    >>> X = rng.normal(size=(500, 2))
+    >>> Y = np.column_stack([np.sin(X[:, 0]), np.sin(X[:, 0]) + X[:, 1]])
+    >>> model = MultiTaskNetworkRegressor(hidden_layer_sizes=(32,), random_state=0).fit(X, Y)
+    >>> model.predict(X).shape
+    (500, 2)
+    >>> model.score(X, Y) > 0.95
+    True
+    """
+
+    _classification = False
+    _losses = ("squared_error", "huber", "quantile", "poisson")
+
     def _encode(self, observations, known=None):
         if self.loss == "poisson" and observations.target.min() < 0:
             raise ValueError(
@@ -294,6 +224,7 @@ class MultiTaskNetworkRegressor(RegressorMixin, _WithLosses):
         )
 
 
+@documented
 class MultiTaskNetworkClassifier(ClassifierMixin, NetworkBase):
     """Classification on many related tasks by a network with a shared trunk and a head per task.
 
@@ -304,18 +235,7 @@ class MultiTaskNetworkClassifier(ClassifierMixin, NetworkBase):
 
     Parameters
     ----------
-    trunk, hidden_layer_sizes, activation
-        The layers; see :class:`MultiTaskNetworkRegressor`.
-    coupling, alpha, weight_decay
-        How heads share, and the penalties.
-    solver, learning_rate_init, learning_rate, batch_size, max_iter
-        The optimiser.
-    momentum, beta_1, beta_2, epsilon, clip_norm, gradient_surgery
-        Its details.
-    task_weight, early_stopping, validation_fraction, n_iter_no_change, tol
-        Weights of the tasks, and when to stop.
-    dtype, task_column, unseen_tasks, warm_start, n_threads, random_state, verbose
-        All as in :class:`MultiTaskNetworkRegressor`.
+    {settings}
 
     Attributes
     ----------
@@ -327,6 +247,8 @@ class MultiTaskNetworkClassifier(ClassifierMixin, NetworkBase):
     tasks_, coef_, intercept_, mixing_, kappa_, n_tasks_, n_iter_, n_features_in_, history_
         As in :class:`MultiTaskNetworkRegressor`; with softmax, ``coef_`` has a row per task and
         class.
+
+    {references}
 
     Examples
     --------
@@ -453,33 +375,25 @@ class MultiTaskNetworkClassifier(ClassifierMixin, NetworkBase):
         return score_in_form(accuracy_score, y, predicted, sample_weight)
 
 
+@documented
 class MultiTaskNetwork(_WithLosses):
     """Regression and classification tasks in one network, with a loss for each task.
 
     Trunk, heads and training are those of :class:`MultiTaskNetworkRegressor`. A task with
     ``"log_loss"`` has a softmax over its own classes, which are numbers in y; the others have one
     output. The shared heads are shared among the regression tasks, and by class among the others.
+    A coupling that is learned needs losses of one kind, and unseen tasks are always refused.
 
     Parameters
     ----------
     loss : str, list of str or dict, default="squared_error"
         ``"squared_error"``, ``"huber"``, ``"quantile"``, ``"poisson"`` or ``"log_loss"``: one for
         all tasks, one for each in the order of ``tasks_``, or by task label.
-    huber_delta, quantile
-        Of the losses of those names.
-    trunk, hidden_layer_sizes, activation
-        The layers; see :class:`MultiTaskNetworkRegressor`.
-    coupling, alpha, weight_decay
-        How heads share, and the penalties. The default coupling is ``"independent"`` here; to be
-        learned, it needs losses of one kind.
-    solver, learning_rate_init, learning_rate, batch_size, max_iter
-        The optimiser.
-    momentum, beta_1, beta_2, epsilon, clip_norm, gradient_surgery
-        Its details.
-    task_weight, early_stopping, validation_fraction, n_iter_no_change, tol
-        Weights of the tasks, and when to stop; ``"uncertainty"`` balances unlike losses.
-    dtype, task_column, unseen_tasks, warm_start, n_threads, random_state, verbose
-        As in :class:`MultiTaskNetworkRegressor`; unseen tasks are always refused.
+    huber_delta : float, default=1.0
+        Of ``"huber"``, in units of y, positive.
+    quantile : float, default=0.5
+        Of ``"quantile"``, in (0, 1).
+    {settings}
 
     Attributes
     ----------
@@ -488,6 +402,8 @@ class MultiTaskNetwork(_WithLosses):
     task_covariance_, task_correlation_
     tasks_, coef_, intercept_, mixing_, kappa_, n_tasks_, n_iter_, n_features_in_, history_
         As in :class:`MultiTaskNetworkRegressor`, with a row of ``coef_`` per output.
+
+    {references}
 
     Examples
     --------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import numbers
 
 import numpy as np
@@ -27,6 +28,94 @@ from fastmtl.network_training import (
     train,
 )
 from fastmtl.observations import observe, query
+
+SETTINGS = """\
+trunk : list of layers or None, default=None
+    Layers of ``fastmtl.layers``. None stands for dense layers of `hidden_layer_sizes`.
+hidden_layer_sizes : tuple of int or int, default=(64, 32)
+activation : str, default="relu"
+    Of the dense layers of `hidden_layer_sizes`; see :class:`fastmtl.layers.Dense`.
+coupling : {"mean", "independent", "pooled", "learn"} or TaskCoupling, default="{coupling}"
+    How the heads share: one shared head plus a task's own, nothing, all, or relations that are
+    learned while the trunk is: after 4, 16, 64, … epochs C maximises the marginal likelihood of
+    the labels given the features (:meth:`TaskCoupling.learn`, of which networks take `rank`),
+    and training goes on from the same heads under it.
+alpha : float, default=1e-4
+    Penalty of the heads, non-negative.
+weight_decay : float, default=0.0
+    Penalty of the trunk's weights, non-negative.
+solver : {"adam", "adamw", "sgd", "momentum", "nesterov"}, default="adam"
+    Adam [1]_; Adam with both penalties as decoupled decay [2]_; or SGD, plain or with momentum.
+learning_rate_init : float, default=0.001
+    First step size.
+learning_rate : {"constant", "cosine", "invscaling"} or callable, default="constant"
+    Step size of each epoch: the first; falling to 0 along half a cosine over `max_iter`; the
+    first divided by the square root of the epoch's number; or ``learning_rate(epoch)``, epochs
+    counted from 0.
+batch_size : int, default=32
+    Rows per step; 1 is per-sample SGD, which has a code path of its own.
+max_iter : int, default=100
+    The most epochs.
+momentum : float, default=0.9
+    Of ``"momentum"`` and ``"nesterov"``, in [0, 1).
+beta_1, beta_2, epsilon : float, default=0.9, 0.999, 1e-8
+    Of Adam.
+clip_norm : float or None, default=None
+    Gradients longer than this are shortened to it.
+gradient_surgery : None or "pcgrad", default=None
+    ``"pcgrad"`` takes from each task's gradient of the trunk what opposes another's [4]_, at
+    the price of a pass for each task in a batch.
+task_weight : None, "balanced", "uncertainty", "gradnorm", dict or array-like, default=None
+    Weights of the tasks' summed losses. ``"balanced"`` weighs their means alike. Two are
+    learned, set anew before each epoch: ``"uncertainty"`` [3]_ takes the exact minimiser of
+    ``exp(-s) L + ½ s``, half the inverse of a task's mean loss L of the epoch before;
+    ``"gradnorm"`` [5]_ the weights at which the lengths of the tasks' gradients, in the last
+    shared layer, are proportional to ``r**1.5``, where r is the share of its first loss that a
+    task still has.
+early_stopping : bool, default=False
+    Keep `validation_fraction` of the rows aside, stop when their loss has not improved by
+    `tol` for `n_iter_no_change` epochs, and return to the best epoch's weights. With learned
+    task weights that loss is the mean of the logarithms of the tasks' mean losses.
+validation_fraction : float, default=0.1
+n_iter_no_change : int, default=10
+tol : float, default=1e-4
+dtype : {"float32", "float64"}, default="float32"
+    In which the network computes, and predicts.
+task_column : int, str or None, default=None
+    The column of a two-dimensional X that holds the task labels.
+unseen_tasks : {"shared", "error"}, default="shared"
+    A task not seen in training is predicted with the shared head, or refused.
+warm_start : bool, default=False
+    Start `fit` from the last solution.
+n_threads : int or None, default=1
+    Threads that share each batch; they pay where a batch is a millisecond of work or more. The
+    result depends on their number, not on timing. None and -1 take all cores.
+random_state : int, RandomState or None, default=None
+    Seed of the initial weights, the order of rows, dropout and the validation rows.
+verbose : int, default=0
+    1 shows a progress bar (needs the extra ``progress``).
+"""
+
+REFERENCES = """\
+References
+----------
+.. [1] D. Kingma and J. Ba, "Adam: a method for stochastic optimization", ICLR 2015.
+.. [2] I. Loshchilov and F. Hutter, "Decoupled weight decay regularization", ICLR 2019.
+.. [3] A. Kendall, Y. Gal and R. Cipolla, "Multi-task learning using uncertainty to weigh
+   losses for scene geometry and semantics", CVPR 2018.
+.. [4] T. Yu et al., "Gradient surgery for multi-task learning", NeurIPS 2020.
+.. [5] Z. Chen et al., "GradNorm: gradient normalization for adaptive loss balancing in deep
+   multitask networks", ICML 2018.
+"""
+
+
+def documented(cls):
+    """Fill in what the docstrings of all networks have in common."""
+    if cls.__doc__ is not None:  # as it is under python -OO
+        coupling = inspect.signature(cls).parameters["coupling"].default
+        text = inspect.cleandoc(cls.__doc__).replace("{references}\n", REFERENCES)
+        cls.__doc__ = text.replace("{settings}\n", SETTINGS.replace("{coupling}", coupling))
+    return cls
 
 
 class NetworkBase(OnnxMixin, TaskRelations, TransformerMixin, BaseEstimator):
