@@ -84,6 +84,10 @@ def assert_same(got, want, dtype, factor, label):
     assert len(got) == len(want), label
     for g, w in zip(got, want):
         assert g.shape == w.shape, label
+        if (
+            g.tobytes() == w.tobytes()
+        ):  # most inputs stay as they were, and NumPy's asserts are slow
+            continue
         if w.dtype.kind in "iubV":
             np.testing.assert_array_equal(g, w, err_msg=label)
         elif w.size:
@@ -105,17 +109,23 @@ def test_compiled_equals_reference(module_name, name, dtype):
     reference = getattr(importlib.import_module(f"fastmtl.reference.{module_name}"), name)
     cases = importlib.import_module(f"twins.{module_name}")
     factor = getattr(cases, "TOLERANCE", {}).get(name, 1)
+    serial = name in getattr(cases, "SERIAL", ())
     rng = np.random.default_rng(zlib.crc32(f"{module_name}.{name}".encode()))
     count = 0
     for arguments in cases.CASES[name](rng, np.dtype(dtype)):
         count += 1
-        for n_threads in [1, 2, 3] if "n_threads" in arguments else [None]:
+        threads = [1, 2, 3] if "n_threads" in arguments else [None]
+        for n_threads in threads:
             if n_threads is not None:
                 arguments["n_threads"] = n_threads
-            mine, theirs = copy.deepcopy(arguments), copy.deepcopy(arguments)
             label = f"{module_name}.{name} case {count}, n_threads={n_threads}, {cpu.simd_path}"
-            want = reference(**theirs)
+            mine = copy.deepcopy(arguments)
             got = compiled(**mine)
+            if n_threads == threads[0] or not serial:
+                theirs = copy.deepcopy(arguments)
+                want = reference(**theirs)
+            else:
+                theirs["n_threads"] = n_threads
             assert_same(got, want, np.dtype(dtype), factor, label)
             assert_same(mine, theirs, np.dtype(dtype), factor, label)
     assert count, f"no case for {module_name}.{name}"
