@@ -182,7 +182,8 @@ def vowels(folder):
     X, y = X[:, :-1] / X.std(), (y - y.mean()) / y.std()
     more = {"tasks": speaker, "lengths": length - 1}
     name = "Japanese vowels, 9 speakers as tasks, next frame, R²"
-    return name, X, y, more, [LSTM(32)], MultiTaskNetworkRegressor, 60, 1
+    trunk = [LSTM(32, forget_bias=0.0)]  # as PyTorch's
+    return name, X, y, more, trunk, MultiTaskNetworkRegressor, 60, 1
 
 
 def rows_of(X, part):
@@ -251,12 +252,15 @@ def first_at(curve, quality):
     return next((seconds for seconds, score in curve if score >= quality), curve[-1][0])
 
 
-def quality(seeds, start):
+SETS = {"sarcos": sarcos, "pairs": pairs, "vowels": vowels}
+
+
+def quality(seeds, start, chosen):
     import torch
 
     folder = Path(os.environ["FASTMTL_DATA"])
-    for load in (sarcos, pairs, vowels):
-        name, X, y, more, trunk, kind, epochs, threads = load(folder)
+    for key in chosen:
+        name, X, y, more, trunk, kind, epochs, threads = SETS[key](folder)
         torch.set_num_threads(threads)
         rows = []
         for seed in range(seeds):
@@ -411,9 +415,10 @@ def main():
     parser.add_argument(
         "--start", choices=("own", "same"), default="same", help="PyTorch's initial weights"
     )
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
     options = parser.parse_args()
     if options.mode == "quality":
-        quality(options.seeds, options.start)
+        quality(options.seeds, options.start, options.sets)
     elif options.mode == "sharing":
         sharing(options.seeds)
     else:
