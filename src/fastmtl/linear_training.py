@@ -59,7 +59,8 @@ BLOCKS_PER_EPOCH = 16
 LINE = 64
 WORTH_MERGING = 20  # multiplications of steps, for each number that threads merge
 # Samples near one another in memory are fetched together, and mixed with those of 63 other places.
-POOL, POOL_BLOCK = 512, 8
+# Rows of CSR are longer, and want room in the cache for the parameters they touch.
+POOL, SPARSE_POOL, POOL_BLOCK = 512, 128, 8
 # How far SAGA steps along a task's own vector, relative to the shared ones, where κ is smaller: the
 # proximal step bears any penalty, so only the loss limits the steps (from 0.3 to 1 work alike).
 LEAST_OWN_GAIN = 0.3
@@ -352,7 +353,7 @@ class _Problem:
     free: bool
     chance: np.ndarray
     by_task: bool
-    pooled: bool
+    pooled: int  # how many draws are mixed at a time; 0: all
     smoothness: float
     schedule: tuple
     steps_per_call: int
@@ -364,19 +365,28 @@ class _Problem:
     n_threads: int
 
     def pack(self):
-        """Put the rows of a small dense X in the order of the samples, for faster draws."""
-        X, row = self.data[0], self.samples["row"]
-        small = self.dense and self.reading is None and X.nbytes <= PACKED_BYTES
-        if small and len(row) <= len(X) and np.any(np.diff(row) < 0):
-            packed = empty_matrix(len(row), X.shape[1], X.dtype)
-            self.data = (np.take(X, row, axis=0, out=packed, mode="clip"),)
+        """Put the rows of a small X in the order of the samples, for faster draws."""
+        row, n_bytes = self.samples["row"], sum(array.nbytes for array in self.data)
+        n_rows = len(self.data[0]) if self.dense else len(self.data[2]) - 1
+        if self.reading is not None or n_bytes > PACKED_BYTES or len(row) > n_rows:
+            return
+        if np.any(np.diff(row) < 0):
+            if self.dense:
+                X = self.data[0]
+                packed = empty_matrix(len(row), X.shape[1], X.dtype)
+                self.data = (np.take(X, row, axis=0, out=packed, mode="clip"),)
+            else:
+                data, indices, indptr, position = self.data
+                lengths = np.diff(indptr)[row]
+                at, starts = ragged(indptr[row], lengths), np.concatenate([[0], np.cumsum(lengths)])
+                self.data = data[at], indices[at], starts, position[at]
             row[:] = np.arange(len(row))
 
     @property
     def pool(self):
         """How many draws apart samples come from one neighbourhood of X; 0: from anywhere."""
         jumps = np.count_nonzero(np.diff(self.samples["row"]) < 0)
-        return POOL if self.pooled and jumps * POOL_BLOCK < len(self.samples) else 0
+        return self.pooled if jumps * POOL_BLOCK < len(self.samples) else 0
 
     def loss_value(self, state):
         task_loss = np.zeros(len(self.chance))
@@ -432,6 +442,8 @@ class _Problem:
         own, kappa = kappa > 0, np.where(kappa > 0, kappa, 1.0)
         if state.columns is None:
             squares = np.einsum("ij,ij->i", specific, specific)
+        elif own.all() and (kappa == kappa[0]).all():  # spares an array like the vectors
+            squares = np.full(len(kappa), np.einsum("i,i->", specific, specific) / len(kappa))
         else:
             squares = np.add.reduceat(specific * specific, state.vector_start[:-1])
         total += 0.5 * task_l2 * np.sum((squares / kappa)[own])
@@ -542,6 +554,7 @@ def _problem(model, observations, classes, state, factors, solver):
             data += find_columns(X, samples["row"].copy(), task_start, state.columns, False)[1:]
     else:
         data = (X,)
+    pool = SPARSE_POOL if sp.issparse(X) else POOL
     return _Problem(
         data,
         not sp.issparse(X),
@@ -556,7 +569,7 @@ def _problem(model, observations, classes, state, factors, solver):
         kind == "free",
         chance,
         by_task,
-        solver == "sgd" and model.sampling == "uniform" and not sp.issparse(X) and n >= 16 * POOL,
+        pool if solver == "sgd" and model.sampling == "uniform" and n >= 16 * pool else 0,
         bound,
         schedule,
         _steps_per_call(X, state),
@@ -662,7 +675,7 @@ def _orders(problem, team, seed):
         order, bounds = team.regroup(order)
     elif problem.pooled:
         blocks = np.empty(len(order) // POOL_BLOCK + len(bounds), dtype=np.int64)
-        core_random.shuffle_pools(order, bounds, blocks, POOL_BLOCK, POOL, seed)
+        core_random.shuffle_pools(order, bounds, blocks, POOL_BLOCK, problem.pooled, seed)
     else:
         order[:] = np.arange(len(order))
         for k, (begin, end) in enumerate(itertools.pairwise(bounds)):
@@ -955,7 +968,7 @@ def _squared_lengths(X):
 
 
 def _check_finite(model, objective, state, epoch):
-    if np.isfinite(objective) and np.isfinite(state.specific).all():
+    if np.isfinite(objective) and np.isfinite(state.specific.sum()):
         return
     remedy = (
         "lower eta0, or use learning_rate='auto'"

@@ -11,7 +11,7 @@
  */
 #define PREFETCH_AHEAD 6
 #define PREFETCH_LINES 16
-#define CSR_AHEAD 4
+#define CSR_AHEAD 8
 #define CSR_MOST 256 /* entries of a row that are fetched ahead */
 
 /* Parameter vectors are padded to whole vector registers: stores that a later load of the same
@@ -453,7 +453,7 @@ static inline void NAME(push_sparse)(real b, real *w, const real *x, const int32
 }
 
 static inline void NAME(fetch)(const void *from, int64_t bytes) {
-    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch((const char *)from + at);
+    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch((const char *)from + at, 0, 2);
 }
 
 static double NAME(sgd_csr)(const sgd_problem *P, const int64_t *order, int64_t count, int64_t step) {
