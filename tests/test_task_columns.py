@@ -24,7 +24,8 @@ def few_columns(n=300, d=40, n_tasks=6, seed=0, dtype=np.float64):
 
 @pytest.fixture
 def in_full(monkeypatch):
-    """Makes a fit keep all columns of all tasks."""
+    """Makes a fit keep all columns of all tasks; threads merge them as often as fewer."""
+    monkeypatch.setattr("fastmtl.linear_training.WORTH_MERGING", 0)
 
     def fit(model, *arguments, method="fit", **named):
         with monkeypatch.context() as patch:
