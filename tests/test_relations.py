@@ -1,6 +1,8 @@
 """Learned relations: the evidence is the Gaussian's own density, planted relations are found, and
 the fit under what was found is the least of the objective that it states."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -19,6 +21,7 @@ from fastmtl import (
     linear_kernel,
 )
 from fastmtl.evidence import Relations, Summary, posterior
+from fastmtl.relations import Data, _first, _moved, modes
 
 
 def draw(C, d, n, seed, noise=1.0):
@@ -177,6 +180,29 @@ def test_tasks_whose_rows_are_alike_may_have_vectors_that_are_alike():
     assert errors[True, "learn"] < 0.5 * errors[True, "mean"]
     assert errors[True, "learn"] < errors[True, "TaskCoupling.learn(rank=1)"]
     assert errors[False, "learn"] < 1.2 * errors[False, "mean"]
+
+
+def test_two_small_tasks_keep_the_relations_of_mean():
+    X, y, task, _ = draw(0.5 + 0.5 * np.eye(2), 10, 20, seed=0, noise=0.5)
+    label = classes_of(X, 5 * y, np.random.default_rng(0))
+    for target, Model in ((y, MultiTaskSGDRegressor), (label, MultiTaskSGDClassifier)):
+        model = Model(coupling="learn", alpha=0.1, random_state=0).fit(X, target, tasks=task)
+        np.testing.assert_allclose(model.task_covariance_, 0.5 + 0.5 * np.eye(2), atol=1e-9)
+
+
+def test_size_of_a_prior_is_found_from_far_off_by_the_evidence_about_its_modes():
+    X, y, *_ = draw(groups(4, 2), 8, 60, seed=0, noise=0.0)
+    label = 2.0 * classes_of(X, y, np.random.default_rng(0)) - 1
+    data = Data(X, np.arange(240), np.arange(0, 241, 60), [(label, np.ones(240))], "log", False)
+    relations, starts = _first(data, np.eye(8))
+    far = replace(relations, mixing=relations.mixing / 20, kappa=relations.kappa / 400)
+    value, found, (at, _) = _moved(data, (np.inf, far, (starts, None)), (1, 1), (1, 0), (0, 1))
+    for shared in (-1.0, 0.0, 1.0):
+        for own in (-1.0, 0.0, 1.0):
+            near = replace(
+                found, mixing=np.exp(shared) * found.mixing, kappa=np.exp(2 * own) * found.kappa
+            )
+            assert value < modes(data, near, at)[0][0].value + 0.5
 
 
 def test_unrelated_tasks_are_left_unrelated():

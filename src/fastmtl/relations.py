@@ -342,7 +342,7 @@ def _learn(data, root, rank, features):
     relations, starts = _first(data, root)
     now = _rounds(data, relations, modes(data, relations, starts), 0)
     if data.loss != "squared":
-        now = _moved(data, now, (1, 1), (0, 1))
+        now = _moved(data, now, (1, 1), (1, 0), (0, 1))
     if rank == "auto" and data.n_tasks > 1:
         now = _default(data, now)
     best = now
@@ -384,10 +384,14 @@ def _moved(data, now, *directions):
     vectors flatten the loss: where classes are nearly separable it ends far from the best size.
     """
     for step in (np.log(4.0), np.log(2.0)):
-        for shared, own in directions:
-            for way in (step, -step):
-                while (then := _scaled(data, now, way * shared, way * own))[0] < now[0] - 0.5:
-                    now = then
+        moves = [(way * s, way * k) for s, k in directions for way in (step, -step)]
+        still = 0
+        while still < len(moves):
+            then = _scaled(data, now, *moves[0])
+            if then[0] < now[0] - 0.5:
+                now, still = then, 0
+            else:
+                moves, still = moves[1:] + moves[:1], still + 1
     return now
 
 
