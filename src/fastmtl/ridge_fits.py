@@ -51,23 +51,23 @@ class RidgeFits:
         """The estimator with these parameters, fitted."""
         model = copy.copy(self.model).set_params(**parameters)
         relations, _ = model._relate(self.training)
-        state, (mixing, kappa) = model._start(*self.training, False, relations)
+        state, (mixing, kappa) = model._start(self.training, False, relations)
         kind = model._intercept_kind()
         summary, root, flat, means = self._problem(kind)
         scale = 1 / np.sqrt(model.alpha * self.training[0].weight.sum())
         prior = Relations(scale * mixing, scale**2 * kappa, root, 1.0)
         at = posterior(summary, prior, flat)
         d = self.training[0].X.shape[1]
-        state.shared[:, 0, :d], state.specific[:, :d] = scale * at.shared[:, :d], at.specific[:, :d]
+        wide = state.dense(d)
+        wide.shared[:, 0, :d], wide.specific[:, :d] = scale * at.shared[:, :d], at.specific[:, :d]
         if kind == "coupled":
-            state.shared[:, 0, -1], state.specific[:, -1] = (
-                scale * at.shared[:, d],
-                at.specific[:, d],
-            )
+            wide.shared[:, 0, -1] = scale * at.shared[:, d]
+            wide.specific[:, -1] = at.specific[:, d]
         if flat:
-            state.intercept[0] = at.offset
+            wide.intercept[0] = at.offset
         if kind == "free":
-            state.specific[:, -1] = means[1] - np.sum(means[0] * at.vectors, axis=1)
+            wide.specific[:, -1] = means[1] - np.sum(means[0] * at.vectors, axis=1)
+        state.take(wide)
         done = {"n_iter": 0, "best_iter": 0, "history": []}
         model._store(self.training, state, relations.factors, done)
         return model
