@@ -359,6 +359,22 @@ static double NAME(sgd_dense_simple)(const sgd_problem *P, const int64_t *order,
     return total;
 }
 
+/* Fetches the rows and heads of coming draws of dense rows. */
+static inline void NAME(fetch_ahead)(const sgd_problem *P, const int64_t *order, int64_t k, int64_t count) {
+    const int64_t lines = (P->d * (int64_t)sizeof(real) + 63) / 64 + 1; /* rows need not be aligned */
+    const int64_t ahead_lines = lines < PREFETCH_LINES ? lines : PREFETCH_LINES;
+    if (k + 2 * PREFETCH_AHEAD < count)
+        __builtin_prefetch(P->samples + order[k + 2 * PREFETCH_AHEAD]);
+    if (k + PREFETCH_AHEAD >= count) return;
+    const sgd_sample *next = P->samples + order[k + PREFETCH_AHEAD];
+    const char *row = (const char *)((const real *)P->X + next->row * P->row_stride);
+    const char *head = (const char *)((const real *)P->specific + P->head_start[next->task] * P->stride);
+    for (int64_t line = 0; line < ahead_lines; line++) {
+        __builtin_prefetch(row + 64 * line);
+        __builtin_prefetch(head + 64 * line, 1);
+    }
+}
+
 static double NAME(sgd_dense)(const sgd_problem *P, const int64_t *order, int64_t count, int64_t step) {
     if (NAME(is_simple)(P)) return NAME(sgd_dense_simple)(P, order, count, step);
     const real *X = (const real *)P->X;
@@ -366,22 +382,10 @@ static double NAME(sgd_dense)(const sgd_problem *P, const int64_t *order, int64_
     const int64_t d = P->d, stride = P->stride, R = P->n_shared, class_block = stride * P->n_classes;
     const int common = NAME(has_common_intercept)(P), free = P->intercept_kind == INTERCEPT_FREE;
     const vec unit = NAME(unit_vector)(P);
-    const int64_t lines = (d * (int64_t)sizeof(real) + 63) / 64 + 1; /* rows need not be aligned */
-    const int64_t ahead_lines = lines < PREFETCH_LINES ? lines : PREFETCH_LINES;
     double *score = P->scratch, *g = P->scratch + P->memory_stride, total = 0.0;
 
     for (int64_t k = 0; k < count; k++, step++) {
-        if (k + 2 * PREFETCH_AHEAD < count)
-            __builtin_prefetch(P->samples + order[k + 2 * PREFETCH_AHEAD]);
-        if (k + PREFETCH_AHEAD < count) {
-            const sgd_sample *next = P->samples + order[k + PREFETCH_AHEAD];
-            const char *row = (const char *)(X + next->row * P->row_stride);
-            const char *head = (const char *)(specific + P->head_start[next->task] * stride);
-            for (int64_t line = 0; line < ahead_lines; line++) {
-                __builtin_prefetch(row + 64 * line);
-                __builtin_prefetch(head + 64 * line, 1);
-            }
-        }
+        NAME(fetch_ahead)(P, order, k, count);
         const sgd_sample *sample = P->samples + order[k];
         const int64_t task = sample->task, first = P->head_start[task];
         const int64_t heads = P->head_start[task + 1] - first;

@@ -41,6 +41,24 @@ static inline vec splat(real a) { return a; }
 static inline real sum_lanes(vec v) { return v; }
 #endif
 
+#define vsqrt NAME(vsqrt_)
+static inline vec vsqrt(vec v) {
+#if TARGET_LEVEL == 2 && IS_F32
+    return (vec)_mm512_sqrt_ps((__m512)v);
+#elif TARGET_LEVEL == 2
+    return (vec)_mm512_sqrt_pd((__m512d)v);
+#elif TARGET_LEVEL == 1 && IS_F32
+    return (vec)_mm256_sqrt_ps((__m256)v);
+#elif TARGET_LEVEL == 1
+    return (vec)_mm256_sqrt_pd((__m256d)v);
+#else
+    real lanes[LANES];
+    store(lanes, v);
+    for (int l = 0; l < LANES; l++) lanes[l] = (real)sqrt(lanes[l]);
+    return load(lanes);
+#endif
+}
+
 /* The first n < LANES elements, the other lanes zero; nothing beyond them is touched. */
 #define load_partial NAME(load_partial_)
 #define store_partial NAME(store_partial_)

@@ -6,6 +6,7 @@
 #undef store
 #undef splat
 #undef sum_lanes
+#undef vsqrt
 #undef load_partial
 #undef store_partial
 #undef dot
