@@ -511,3 +511,38 @@ def test_plain_settings_take_the_plain_loops(monkeypatch):
                 X, y, tasks=task
             )
     assert PLAIN == (0.0, 1.0, 0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        "squared_error",
+        "huber",
+        "epsilon_insensitive",
+        "quantile",
+        "squared_epsilon_insensitive",
+        "poisson",
+        "hinge",
+        "squared_hinge",
+        "modified_huber",
+        "log_loss",
+    ],
+)
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_the_default_rate_learns_from_unscaled_data(loss, dtype):
+    rng = np.random.default_rng(0)
+    n, d, n_tasks = 3000, 12, 6
+    Z, task = rng.normal(size=(n, d)), rng.integers(n_tasks, size=n)
+    weights = rng.normal(size=d) + 0.3 * rng.normal(size=(n_tasks, d))
+    score = np.einsum("ij,ij->i", Z, weights[task])
+    X = (Z * np.logspace(-3, 4, d)).astype(dtype)
+    if loss in ("hinge", "squared_hinge", "modified_huber", "log_loss"):
+        model, y, chance = MultiTaskSGDClassifier, score > 0, 0.6
+    else:
+        model, chance = MultiTaskSGDRegressor, 0.15
+        y = rng.poisson(np.exp(0.3 * score + 3)) if loss == "poisson" else 1e6 * score
+    for form in (X, sp.csr_matrix(X)):
+        fitted = model(loss=loss, solver="sgd", max_iter=30, tol=None, random_state=0)
+        fitted.fit(form, y, tasks=task)
+        # The small columns are out of reach of one rate; the large ones are a quarter of the sum.
+        assert fitted.score(form, y, tasks=task) > chance

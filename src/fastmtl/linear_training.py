@@ -535,7 +535,8 @@ def _problem(model, observations, classes, state, factors, solver):
     )
     n_vectors = factors.mixing.shape[1] + (factors.kappa[head_task] > 0).sum()
     settling = min(MOST_EPOCHS_TO_SETTLE * n, DRAWS_TO_SETTLE * (n_vectors + 1) * X.shape[1])
-    schedule, damping = _schedule(model, curvature, bound, settling, convexity)
+    stretch = _stretch(model, samples) if solver == "sgd" else 1.0
+    schedule, damping = _schedule(model, curvature / stretch, bound / stretch, settling, convexity)
     heads = (state.head_start, state.head_class)
     if sp.issparse(X):
         heads += (state.vector_start,)
@@ -630,6 +631,19 @@ def _groups(task, code, chance):
     probability[member] = np.repeat(share, np.diff(group_start))
     task_start = np.concatenate([[0], np.cumsum(of_task)])
     return (group_start, member, task_start), probability
+
+
+def _stretch(model, samples):
+    """How much longer steps must be where slopes are bounded: by what the targets are spread."""
+    steepest = {
+        "epsilon_insensitive": 1.0,
+        "quantile": 1.0,
+        "huber": getattr(model, "epsilon", 1.0),
+    }
+    if not isinstance(model.loss, str) or model.loss not in steepest:
+        return 1.0
+    spread = samples["target"].std() / steepest[model.loss]
+    return max(spread, 1.0) if np.isfinite(spread) else 1.0
 
 
 def _schedule(model, curvature, bound, settling, convexity):
