@@ -186,7 +186,7 @@ def test_float32_out_of_float64_rows_rounds_what_float64_gives(sparse):
         out = np.empty(want.shape, dtype=np.float32)
         fastmtl.rbf_kernel(as_given(X), other, gamma=0.1, out=out)
         np.testing.assert_array_equal(out, want.astype(np.float32))
-        buffer = fastmtl.kernels.empty_gram(*want.shape, np.float32)
+        buffer = fastmtl.kernels.empty_matrix(*want.shape, np.float32)
         fastmtl.rbf_kernel(as_given(X), other, gamma=0.1, out=buffer)
         np.testing.assert_array_equal(buffer, out)
 
