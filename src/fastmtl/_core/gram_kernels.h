@@ -108,16 +108,9 @@ static inline __attribute__((always_inline)) void NAME(block)(
             for (int v = 0; v < PANEL_VECS; v++) sum[b][v] += x * y[v];
         }
     }
-    if (depth_end < P->d) {
-#pragma GCC unroll 8
-        for (int b = 0; b < BLOCK_ROWS; b++)
-#pragma GCC unroll 4
-            for (int v = 0; v < PANEL_VECS; v++) store(sums + b * PANEL + v * LANES, sum[b][v]);
-        return;
-    }
     const vec scale = splat((real)P->scale), shift = splat((real)P->shift);
     const real *row_term = (const real *)P->row_term, *column_term = (const real *)P->column_term;
-    if (rows == BLOCK_ROWS && columns == PANEL && sink != TO_GRADIENT) {
+    if (depth_end == P->d && rows == BLOCK_ROWS && columns == PANEL && sink != TO_GRADIENT) {
         /* The common case, without a branch between vectors that depends on more than a flag. */
         const int32_t stream = P->stream, degree = P->degree;
 #pragma GCC unroll 8
@@ -136,6 +129,11 @@ static inline __attribute__((always_inline)) void NAME(block)(
             }
         return;
     }
+#pragma GCC unroll 8
+    for (int b = 0; b < BLOCK_ROWS; b++)
+#pragma GCC unroll 4
+        for (int v = 0; v < PANEL_VECS; v++) store(sums + b * PANEL + v * LANES, sum[b][v]);
+    if (depth_end < P->d) return;
     for (int b = 0; b < rows; b++) {
         for (int v = 0; v < PANEL_VECS; v++) {
             const int left = (int)(columns - v * LANES);
@@ -145,13 +143,14 @@ static inline __attribute__((always_inline)) void NAME(block)(
                 const real *term = column_term + j + v * LANES;
                 own += splat(row_term[i + b]) + (left >= LANES ? load(term) : load_partial(term, left));
             }
-            const vec z = NAME(kernel_function)(function, P->degree, scale * sum[b][v] + own);
+            const vec product = load(sums + b * PANEL + v * LANES);
+            const vec z = NAME(kernel_function)(function, P->degree, scale * product + own);
             if (sink == TO_GRADIENT) {
                 const real *at = (const real *)P->weights + (i + b) * P->weight_stride + j + v * LANES;
                 const vec weighted = z * (left >= LANES ? load(at) : load_partial(at, left));
                 real *totals = aside + 2 * b * LANES;
                 store(totals, load(totals) + weighted);
-                store(totals + LANES, load(totals + LANES) + weighted * sum[b][v]);
+                store(totals + LANES, load(totals + LANES) + weighted * product);
                 continue;
             }
             real *target = out + b * out_stride + v * LANES;

@@ -4,14 +4,17 @@
  * two parts so that r is exact to rounding, and p the minimax polynomial (from its second power on)
  * to below half an ulp. AVX-512 has STEPS = 16 or 32, the fractional powers of 2 held in two
  * registers, so that half the polynomial is saved; the others have STEPS = 1. The logistic is taken
- * from e = exp(−|z|) ≤ 1, as 1 / (1 + e) or e / (1 + e), so nothing overflows, tiny results keep
- * their relative accuracy, infinities give 0 and 1, and NaN stays NaN.
+ * from e = exp(−|z|) ≤ 1, as 1 / (1 + e) or e / (1 + e) (on AVX-512, from both parts of a quotient
+ * that is exp), so nothing overflows, tiny results keep their relative accuracy, infinities give 0
+ * and 1, and NaN stays NaN.
  */
 #define select_lanes NAME(select_lanes_)
 #define if_negative NAME(if_negative_)
 #define at_least NAME(at_least_)
 #define minus_size NAME(minus_size_)
 #define power_table NAME(power_table_)
+#define at_most NAME(at_most_)
+#define inverse_powers NAME(inverse_powers_)
 #define vexp_negative NAME(vexp_negative_)
 #define vlogistic NAME(vlogistic_)
 #define vlogistic_slope NAME(vlogistic_slope_)
@@ -149,10 +152,65 @@ static inline vec vexp_negative(vec x) {
 #endif
 }
 
+#if TARGET_LEVEL == 2
+/* With z = m·ln 2 + r, q = 2^⌊m⌋, w = 2^(⌊m⌋ - m) and K = r·coth(r/2), so that exp(−r) is
+ * (K − r) / (K + r), the logistic is q(K + r) / (q(K + r) + w(K − r)). K is even in r: few terms. */
+#if IS_F32
+static const float inverse_powers[32] __attribute__((aligned(64))) = {
+    1.0f, 0.9785720621f, 0.9576032807f, 0.9370838171f, 0.9170040432f, 0.8973545375f,
+    0.8781260802f, 0.8593096491f, 0.8408964153f, 0.8228777391f, 0.805245166f, 0.7879904226f,
+    0.7711054127f, 0.7545822138f, 0.738413073f, 0.7225904035f, 0.7071067812f, 0.691954941f,
+    0.6771277735f, 0.6626183216f, 0.6484197773f, 0.6345254786f, 0.620928906f, 0.60762368f,
+    0.5946035575f, 0.5818624294f, 0.5693943174f, 0.5571933713f, 0.5452538663f, 0.5335702003f,
+    0.5221368912f, 0.5109485743f,
+};
+#else
+static const double inverse_powers[16] __attribute__((aligned(64))) = {
+    1.0, 0.957603280698573647, 0.917004043204671232, 0.878126080186649742,
+    0.840896415253714543, 0.805245165974627154, 0.771105412703970412, 0.738413072969749656,
+    0.707106781186547524, 0.677127773468446364, 0.648419777325504833, 0.620928906036742024,
+    0.594603557501360533, 0.569394317378345827, 0.54525386633262883, 0.52213689121370692,
+};
+#endif
+/* min(highest, x) that keeps a NaN in x */
+static inline vec at_most(vec highest, vec x) {
+#if IS_F32
+    return (vec)_mm512_min_ps((__m512)highest, (__m512)x);
+#else
+    return (vec)_mm512_min_pd((__m512d)highest, (__m512d)x);
+#endif
+}
+static inline vec vlogistic(vec z) {
+    z = at_most(splat(60), at_least(splat((real)(IS_F32 ? -104 : -746)), z));
+    const vec magic = splat((real)(IS_F32 ? 12582912.0 / 32 : 6755399441055744.0 / 16));
+    const vec shifted = z * splat((real)1.4426950408889634) + magic;
+    const vec m = shifted - magic;
+#if IS_F32
+    vec r = z - m * splat(0.693359375f);
+    r = r - m * splat(-2.12194440e-4f);
+    const vec w = (vec)_mm512_permutex2var_ps(
+        _mm512_load_ps(inverse_powers), (__m512i)shifted, _mm512_load_ps(inverse_powers + 16));
+    const vec q = (vec)_mm512_scalef_ps((__m512)splat(1), (__m512)m);
+    const vec k = splat(2.00001466f);
+#else
+    vec r = z - m * splat(6.93147180369123816490e-01);
+    r = r - m * splat(1.90821492927058770002e-10);
+    const vec w = (vec)_mm512_permutex2var_pd(
+        _mm512_load_pd(inverse_powers), (__m512i)shifted, _mm512_load_pd(inverse_powers + 8));
+    const vec q = (vec)_mm512_scalef_pd((__m512d)splat(1), (__m512d)m);
+    const vec square = r * r;
+    vec k = splat(-0.00277773113838946608) * square + splat(0.16666666665844421);
+    k = k * square + splat(2);
+#endif
+    const vec part = q * (k + r);
+    return part / (w * (k - r) + part);
+}
+#else
 static inline vec vlogistic(vec z) {
     const vec e = vexp_negative(minus_size(z));
     return if_negative(z, e, splat(1)) / (splat(1) + e);
 }
+#endif
 
 /* The derivative e / (1 + e)², which keeps its relative accuracy in both tails */
 static inline vec vlogistic_slope(vec z) {

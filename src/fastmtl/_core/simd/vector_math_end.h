@@ -4,6 +4,8 @@
 #undef at_least
 #undef minus_size
 #undef power_table
+#undef at_most
+#undef inverse_powers
 #undef vexp_negative
 #undef vlogistic
 #undef vlogistic_slope
