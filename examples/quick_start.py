@@ -23,7 +23,9 @@ test = place >= 200
 for n_rows in rows_per_shop:
     train = place < n_rows
     for coupling, found in errors.items():
-        model = MultiTaskSGDRegressor(coupling=coupling, alpha=1 / train.sum(), random_state=0)
+        model = MultiTaskSGDRegressor(
+            coupling=coupling, alpha=1 / train.sum(), max_iter=5000, random_state=0
+        )
         model.fit(X[train], y[train], tasks=shop[train])
         error = model.predict(X[test], tasks=shop[test]) - y[test]
         found.append(np.sqrt(np.mean(error**2)))
