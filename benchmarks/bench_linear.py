@@ -1,11 +1,14 @@
 """The linear models against scikit-learn and Vowpal Wabbit: epochs, and objectives over seconds.
 
-Run ``python benchmarks/bench_linear.py [school] [epochs] [csr] [vw] [race]`` (default: all).
+Run ``python benchmarks/bench_linear.py [school] [epochs] [csr] [vw] [race] [threads] [scale]``
+(default: all).
 
 * school: explained variance against closed forms
 * epochs, csr, vw: seconds of an epoch, as the difference of two fits, so that what is done once is
   not counted; ``vw`` needs ``pip install vowpalwabbit``
 * race: seconds to within 1 % of the optimal objective, and ``results/objective_*.png`` of it
+* threads: an epoch on two threads where one task has nine rows of ten, and where all are pooled
+* scale: 5,000,000 rows of 100,000 tasks in float32: seconds, memory, R² against one pooled model
 
 School and the text set need ``FASTMTL_DATA`` (see fastmtl.datasets); pictures need matplotlib.
 """
@@ -28,6 +31,7 @@ from fastmtl import MultiTaskSGDClassifier, MultiTaskSGDRegressor, TaskCoupling,
 RESULTS = Path(__file__).parent / "results"
 
 ROUNDS = 5
+MOST_SECONDS = 30  # of a peer in a race
 
 
 def seconds(function):
@@ -242,10 +246,13 @@ def logistic(margin):
 
 
 def race(name, X, y, task, alpha, classify):
-    """Objectives over seconds, all of the same problem; the peers get EasyAdapt features."""
+    """Objectives over seconds, all of the same problem; the peers get EasyAdapt features.
+
+    A peer without epochs is fitted to one tolerance after the other, each fit on its own; none
+    starts another after `MOST_SECONDS`. What it takes to build the wide features is not counted.
+    """
     n, ones = len(y), np.ones((len(y), 1))
-    sparse = sp.issparse(X)
-    if sparse:
+    if sp.issparse(X):
         with_one = sp.hstack([X, ones], format="csr")
         d = with_one.shape[1]
         shift = np.int64(d) * np.repeat(task, np.diff(with_one.indptr))
@@ -255,50 +262,126 @@ def race(name, X, y, task, alpha, classify):
         )
         wide = sp.hstack([with_one, own], format="csr")
     else:
+        with_one = sp.csr_matrix(np.hstack([X, ones]))
         wide = easy_adapt(np.hstack([X, ones]), task)
 
-    def objective(coef, intercept):
+    def objective(coef, intercept=0.0):
         score = wide @ coef + intercept
         losses = logistic(y * score) if classify else 0.5 * (y - score) ** 2
         return losses.mean() + 0.5 * alpha * coef @ coef
 
-    curves = {}
+    def ladder(fits):
+        """(seconds, objective) of one fit after the other."""
+        curve = []
+        for fit in fits:
+            began = time.perf_counter()
+            answer = fit()
+            spent = time.perf_counter() - began
+            curve.append((spent, objective(*(answer() if callable(answer) else answer))))
+            if sum(spent for spent, _ in curve) > MOST_SECONDS or done(curve):
+                break
+        return curve
+
+    def done(curve):
+        return curve[-1][1] < 1.001 * least
+
+    def linear(peer):
+        peer.fit(wide, y)
+        return peer.coef_.ravel(), float(np.squeeze(peer.intercept_))
+
     Ours = MultiTaskSGDClassifier if classify else MultiTaskSGDRegressor
     kind = {"loss": "log_loss"} if classify else {}
+    exact = Ours(alpha=alpha, solver="saga", max_iter=400, tol=1e-8, **kind)
+    least = exact.fit(X, y, tasks=task).history_[-1]["objective"]
+    curves = {}
     for solver in ("sgd", "saga"):
         began = time.perf_counter()
-        model = Ours(alpha=alpha, solver=solver, max_iter=40, tol=1e-7, random_state=0, **kind)
+        model = Ours(alpha=alpha, solver=solver, max_iter=30, tol=1e-7, random_state=0, **kind)
         model.fit(X, y, tasks=task)
         before = time.perf_counter() - began - model.history_[-1]["seconds"]
         curves[f"fastmtl {solver}"] = [
             (before + entry["seconds"], entry["objective"]) for entry in model.history_
         ]
-    exact = (
-        LogisticRegression(C=1 / (n * alpha), tol=1e-6, max_iter=1000)
-        if classify
-        else Ridge(alpha=n * alpha, solver="sparse_cg", tol=1e-6)
-    )
-    for label, peer in ((type(exact).__name__, exact),):
-        spent = seconds(lambda peer=peer: peer.fit(wide, y))
-        curves[label] = [(spent, objective(peer.coef_.ravel(), float(np.squeeze(peer.intercept_))))]
-    Peer = SGDClassifier if classify else SGDRegressor
-    peer, spent, curve = Peer(alpha=alpha, random_state=0, **kind), 0.0, []
-    for _ in range(30):
-        extra = {"classes": np.unique(y)} if classify else {}
-        spent += seconds(lambda extra=extra: peer.partial_fit(wide, y, **extra))
-        curve.append((spent, objective(peer.coef_.ravel(), peer.intercept_[0])))
-    curves[type(peer).__name__] = curve
 
-    best = min(value for curve in curves.values() for _, value in curve)
+    if classify:
+        curves["LogisticRegression"] = ladder(
+            lambda m=m: linear(LogisticRegression(C=1 / (n * alpha), tol=1e-8, max_iter=m))
+            for m in (3, 6, 10, 20, 40, 80, 160, 320, 640)
+        )
+    else:
+        curves["Ridge"] = ladder(
+            lambda tol=tol: linear(Ridge(alpha=n * alpha, solver="sparse_cg", tol=tol))
+            for tol in 10.0 ** -np.arange(1, 9)
+        )
+    Peer = SGDClassifier if classify else SGDRegressor
+    for label, more in (
+        (Peer.__name__, {}),
+        (f"{Peer.__name__} averaged", {"average": True}),
+    ):
+        peer, spent, curve = Peer(alpha=alpha, random_state=0, **kind, **more), 0.0, []
+        known = (np.unique(y),) if classify else ()
+        while spent < MOST_SECONDS and len(curve) < 300 and not (curve and done(curve)):
+            spent += seconds(lambda peer=peer, known=known: peer.partial_fit(wide, y, *known))
+            curve.append((spent, objective(peer.coef_.ravel(), peer.intercept_[0])))
+        curves[label] = curve
+    if importlib.util.find_spec("vowpalwabbit") is not None:
+        with tempfile.TemporaryDirectory() as folder:
+            data = Path(folder, "data.txt")
+            write_vowpal_wabbit(data, with_one, y, task)
+            shape = with_one.shape[1], 2 + task.max()
+            # Its squared error is not halved, so its penalty is twice as strong.
+            words = "--loss_function logistic" if classify else "--loss_function squared"
+            words += f" --l2 {alpha * (1 if classify else 2)}"
+            curves["Vowpal Wabbit"] = ladder(
+                lambda m=m: run_vowpal_wabbit(data, words, m, shape)
+                for m in (1, 2, 4, 8, 16, 32, 64)
+            )
+
     reached = {
-        label: next((at for at, value in curve if value <= 1.01 * best), np.inf)
+        label: next((at for at, value in curve if value <= 1.01 * least), np.inf)
         for label, curve in curves.items()
     }
     first = min(at for label, at in reached.items() if label.startswith("fastmtl"))
     print(f"  {name}")
     for label, at in reached.items():
-        print(f"    {label:<20}{at / first:8.1f} times as long{1e3 * at:10.1f} ms")
-    draw(name, curves, best)
+        if np.isfinite(at):
+            print(f"    {label:<24}{at / first:8.1f} times as long{1e3 * at:10.1f} ms")
+        else:
+            spent = max(at for at, _ in curves[label])
+            above = 100 * (min(value for _, value in curves[label]) / least - 1)
+            print(f"    {label:<24}{spent / first:8.1f} times as long: still {above:.1f} % above")
+    draw(name, curves, least)
+
+
+def write_vowpal_wabbit(path, X, y, task):
+    with path.open("w") as file:
+        for i in range(len(y)):
+            own = slice(X.indptr[i], X.indptr[i + 1])
+            row = " ".join(f"{j}:{v:.6g}" for j, v in zip(X.indices[own], X.data[own]))
+            file.write(f"{y[i]:.6g} |x {row} |t {task[i]}\n")
+
+
+def run_vowpal_wabbit(data, words, passes, shape):
+    """Train for that many passes; return a function that reads the coefficients of EasyAdapt."""
+    from vowpalwabbit import Workspace
+
+    model, text, cache = (data.with_suffix(end) for end in (".model", ".text", f".{passes}.cache"))
+    words += " -q xt --ignore_linear t --noconstant -b 22 --quiet"
+    passes = f"--cache_file {cache} -k --passes {passes} --holdout_off"
+    Workspace(f"-d {data} -f {model} {passes} {words}").finish()
+
+    def read():
+        Workspace(f"-d {data} -t -i {model} --invert_hash {text} --quiet").finish()
+        coef = np.zeros(shape[::-1])
+        for line in text.read_text().splitlines():
+            name, _, value = line.rpartition(":")
+            name = name.partition(":")[0]
+            parts = dict(part.split("^") for part in name.split("*") if "^" in part)
+            if "x" in parts and len(parts) == name.count("^"):
+                coef[int(parts["t"]) + 1 if "t" in parts else 0, int(parts["x"])] = float(value)
+        return (coef.ravel(),)
+
+    return read
 
 
 def draw(name, curves, best):
@@ -311,7 +394,7 @@ def draw(name, curves, best):
 
     figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
     for label, curve in curves.items():
-        at, values = np.array(curve).T
+        at, values = np.array([(at, value) for at, value in curve if value < 1e3 * best]).T
         axes.plot(at, np.maximum(values / best - 1, 1e-9), marker="o", markersize=3, label=label)
     axes.axhline(0.01, color="grey", linewidth=0.5)
     axes.set(
@@ -344,12 +427,76 @@ def races():
     race("Synthetic n = 1,000,000, T = 1,000", X, y, task, 1e-5, False)
 
 
+def threads():
+    n, d = 400_000, 28
+    print(f"\nan epoch on one thread over one on two, n = {n:,}, d = {d}")
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(n, d))
+    even = rng.integers(100, size=n)
+    for name, task, settings in (
+        ("100 tasks", even, {}),
+        ("one task has 90 % of the rows", np.where(rng.random(n) < 0.9, 50, even), {}),
+        ("one model, pooled", even, {"coupling": "pooled"}),
+    ):
+        y = X[:, 0] + rng.normal(size=n)
+        one, two = (epoch_seconds(ours(X, y, task, n_threads=k, **settings)) for k in (1, 2))
+        print(f"  {name:<32}{one / two:6.2f}{1e9 * two / n:10.1f} ns a sample")
+
+
+def scale():
+    n, d, n_tasks, dtype = 5_000_000, 50, 100_000, np.float32
+    print(f"\n{n:,} rows, {d} features, {n_tasks:,} tasks, float32")
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((n, d), dtype=dtype)
+    task = rng.integers(n_tasks, size=n)
+    common, spread = rng.normal(size=d).astype(dtype), dtype(0.5)
+    weights = common + spread * rng.standard_normal((n_tasks, d), dtype=dtype)
+    y = np.empty(n, dtype=dtype)
+    for begin in range(0, n, 100_000):
+        part = slice(begin, begin + 100_000)
+        y[part] = np.einsum("ij,ij->i", X[part], weights[task[part]])
+    y += rng.standard_normal(n, dtype=dtype)
+    test = slice(n - 500_000, n)
+    train = slice(0, n - 500_000)
+    for n_threads in (1, 2):
+        for coupling in ("pooled", TaskCoupling.mean(0.25)):
+            began = time.perf_counter()
+            model = MultiTaskSGDRegressor(
+                alpha=1e-6,
+                coupling=coupling,
+                solver="sgd",
+                max_iter=8,
+                tol=None,
+                n_threads=n_threads,
+                random_state=0,
+            )
+            model.fit(X[train], y[train], tasks=task[train])
+            spent = time.perf_counter() - began
+            epoch = np.diff([entry["seconds"] for entry in model.history_])
+            score = model.score(X[test], y[test], tasks=task[test])
+            name = coupling if isinstance(coupling, str) else "w_0 + v_t"
+            print(
+                f"  {name:<10} {n_threads} thread{'s' * (n_threads > 1)}: epoch "
+                f"{statistics.median(epoch):.2f} s, fit {spent:.1f} s, R² of held-out rows "
+                f"{score:.3f}; most memory so far {peak_bytes() / 1e9:.2f} GB, "
+                f"of which X is {X.nbytes / 1e9:.2f} GB"
+            )
+
+
+def peak_bytes():
+    import resource
+
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
 PARTS = {
     "school": school,
     "epochs": epochs,
     "csr": csr_epochs,
     "vw": vowpal_wabbit,
     "race": races,
+    "threads": threads,
+    "scale": scale,
 }
 
 
