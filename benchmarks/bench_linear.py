@@ -1,7 +1,7 @@
 """The linear models against scikit-learn and Vowpal Wabbit: epochs, and objectives over seconds.
 
-Run ``python benchmarks/bench_linear.py [school] [epochs] [csr] [wide] [vw] [race] [threads] [scale]``
-(default: all).
+Run ``python benchmarks/bench_linear.py [school] [epochs] [csr] [wide] [vw] [race] [threads]
+[scale]`` (default: all).
 
 * school: explained variance against closed forms
 * epochs, csr, vw: seconds of an epoch, as the difference of two fits, so that what is done once is

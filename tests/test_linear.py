@@ -305,7 +305,7 @@ def test_sgd_comes_near_the_minimum_for_every_regression_loss(loss):
 
 
 def objective(model, X, y, task, coef, shared_step=0.0):
-    from fastmtl.linear_training import LOSSES
+    from fastmtl.linear_problem import LOSSES
     from fastmtl.reference.linear_sgd import point_losses
 
     scores = np.einsum("ij,ij->i", X, coef[task]) + model.intercept_[task]

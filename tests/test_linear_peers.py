@@ -12,7 +12,7 @@ from sklearn.linear_model import (
 from sklearn.svm import LinearSVC
 
 from fastmtl import MultiTaskSGDClassifier, MultiTaskSGDRegressor, TaskCoupling
-from fastmtl.linear_training import LOSSES
+from fastmtl.linear_problem import LOSSES
 from fastmtl.reference.linear_sgd import point_losses
 
 EXACT = {"tol": 1e-12, "max_iter": 50_000, "random_state": 0}

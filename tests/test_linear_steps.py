@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sklearn.linear_model import ElasticNet, Lasso, LogisticRegression
 
 from fastmtl import MultiTaskSGDClassifier, MultiTaskSGDRegressor, TaskCoupling
-from fastmtl.linear_training import LOSSES, PLAIN
+from fastmtl.linear_problem import LOSSES, PLAIN
 from fastmtl.reference.linear_sgd import point_losses
 
 EXACT = {"tol": 1e-12, "max_iter": 50_000, "random_state": 0}
@@ -381,14 +381,15 @@ def test_all_of_it_at_once_is_the_same_for_a_seed_and_number_of_threads(sparse):
 
 def drawn(model, X, y, task, epochs=30):
     """How often each sample is drawn, from the orders of the epochs themselves."""
+    from fastmtl.linear_problem import describe
     from fastmtl.linear_threads import Team
-    from fastmtl.linear_training import _orders, _problem
+    from fastmtl.linear_training import _orders
 
     observations = model._observe(X, y, task, None, reset=True)
     classes = model._encode(observations)
     relations, _ = model._relate((observations, classes))
     state, factors = model._start((observations, classes), False, relations)
-    problem = _problem(model, observations, classes, state, factors, "sgd")
+    problem = describe(model, observations, classes, state, factors, "sgd")
     counts = np.zeros(len(y))
     for seed in range(epochs):
         for order, _ in _orders(problem, Team(problem, 1), seed):

@@ -9,7 +9,8 @@ import scipy.sparse as sp
 from closed_form import coupled_ridge
 
 from fastmtl import MultiTaskSGDClassifier, MultiTaskSGDRegressor, row_blocks
-from fastmtl.linear_training import _orders, _Reading
+from fastmtl.linear_problem import Reading
+from fastmtl.linear_training import _orders
 from fastmtl.observations import observe
 
 EXACT = {"alpha": 0.05, "tol": 1e-11, "max_iter": 20_000, "random_state": 0}
@@ -48,7 +49,7 @@ def test_an_epoch_visits_block_after_block_and_shuffles_both(small_blocks):
 
     class Problem:
         samples = row
-        reading = _Reading(X, row)
+        reading = Reading(X, row)
         steps_per_call = 50
 
     class Team:  # of one thread

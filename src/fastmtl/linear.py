@@ -29,17 +29,10 @@ from fastmtl.estimators import (
     score_in_form,
     unchanged_on_error,
 )
+from fastmtl.linear_problem import LOSSES, SOFTMAX, columns_worth_keeping, constant_score
 from fastmtl.linear_relations import LinearRelations, adapt_task, learn_linear
-from fastmtl.linear_training import (
-    LOSSES,
-    SOFTMAX,
-    State,
-    carry,
-    columns_worth_keeping,
-    constant_score,
-    train,
-    zero_vectors,
-)
+from fastmtl.linear_state import State, carry, zero_vectors
+from fastmtl.linear_training import train
 from fastmtl.losses import as_point_loss
 from fastmtl.monitoring import as_callbacks, hold_out
 from fastmtl.observations import Classes, encode_classes, observe, query

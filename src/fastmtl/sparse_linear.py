@@ -22,8 +22,9 @@ from fastmtl.config import resolve_threads
 from fastmtl.coupling import Factors
 from fastmtl.estimators import check_number, check_word, label_weights, progress
 from fastmtl.linear import MultiTaskSGDClassifier, MultiTaskSGDRegressor
+from fastmtl.linear_problem import LOSSES
 from fastmtl.linear_relations import LinearRelations
-from fastmtl.linear_training import LOSSES, State
+from fastmtl.linear_state import State
 from fastmtl.observations import encode_classes, observe
 
 __all__ = ["MultiTaskSparseClassifier", "MultiTaskSparseRegressor"]
