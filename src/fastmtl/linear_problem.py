@@ -49,8 +49,9 @@ POOL, SPARSE_POOL, POOL_BLOCK = 512, 128, 8
 # How far SAGA steps along a task's own vector, relative to the shared ones, where κ is smaller: the
 # proximal step bears any penalty, so only the loss limits the steps (from 0.3 to 1 work alike).
 LEAST_OWN_GAIN = 0.3
-# The default rate falls from there on: draws of samples per parameter, and epochs at most.
-DRAWS_TO_SETTLE, MOST_EPOCHS_TO_SETTLE = 10, 20
+# The default rate falls from there on: draws of samples per parameter, but as many as cost nothing,
+# and epochs at most.
+DRAWS_TO_SETTLE, LEAST_TO_SETTLE, MOST_EPOCHS_TO_SETTLE = 10, 1_000, 20
 PACKED_BYTES = 1 << 28  # a copy in task order pays for itself within a few epochs
 
 
@@ -267,7 +268,8 @@ def describe(model, observations, classes, state, factors, solver):
         [shares[1]] * (len(state.shared) > 0) + [shares[3]] * bool((factors.kappa > 0).any())
     )
     n_vectors = factors.mixing.shape[1] + (factors.kappa[head_task] > 0).sum()
-    settling = min(MOST_EPOCHS_TO_SETTLE * n, DRAWS_TO_SETTLE * (n_vectors + 1) * X.shape[1])
+    settling = max(LEAST_TO_SETTLE, DRAWS_TO_SETTLE * (n_vectors + 1) * X.shape[1])
+    settling = min(settling, MOST_EPOCHS_TO_SETTLE * n)
     stretch = _stretch(model, samples) if solver == "sgd" else 1.0
     schedule, damping = _schedule(model, curvature / stretch, bound / stretch, settling, convexity)
     heads = (state.head_start, state.head_class)
