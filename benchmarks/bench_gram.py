@@ -2,12 +2,13 @@
 
 Run ``python benchmarks/bench_gram.py`` for the table of ratios to ``np.dot(X, Y.T, out=out)`` and,
 with ``--sweep``, for their plot against d in ``benchmarks/results/gram_sweep.png``. Each row's
-candidates are timed in turn, several rounds, and the medians compared. All write to one `out`
-except "fresh", scikit-learn and PyTorch, which return a new matrix.
+candidates are timed in a random order, several rounds, and the medians compared. All write to one
+`out` except "fresh", scikit-learn and PyTorch, which return a new matrix.
 """
 
 import argparse
 import pathlib
+import random
 import statistics
 import subprocess
 import sys
@@ -23,14 +24,20 @@ N_PRODUCT, D_PRODUCT = 20_000, 16
 
 
 def interleaved(candidates, repeats):
-    """Median seconds of each candidate, called in turn."""
+    """Median seconds of each candidate, called in an order that changes from round to round.
+
+    Threads of BLAS go on spinning for a while after a product and slow down what comes next, which
+    must not always be the same candidate.
+    """
+    order, names = random.Random(0), list(candidates)
     seconds = {name: [] for name in candidates}
     for name in candidates:
         candidates[name]()
     for _ in range(repeats):
-        for name, function in candidates.items():
+        order.shuffle(names)
+        for name in names:
             began = time.perf_counter()
-            function()
+            candidates[name]()
             seconds[name].append(time.perf_counter() - began)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
