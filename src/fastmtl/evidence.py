@@ -100,27 +100,8 @@ def posterior(summary, relations, flat, *, gradient=False):
     left = info - across.transpose(0, 2, 1) @ P_across
     right = moment - np.einsum("tij,ti->tj", across, P_moment)
 
-    # The shared part, (s_1 … s_R, offset), once all v_t are integrated out.
-    size = n_shared * q + flat
-    A = np.zeros((size, size))
-    b = np.zeros(size)
-    if n_shared:
-        outer = (B[:, :, None] * B[:, None, :]).reshape(n_tasks, -1)
-        blocks = (outer.T @ left[:, :q, :q].reshape(n_tasks, -1)).reshape(n_shared, n_shared, q, q)
-        A[: n_shared * q, : n_shared * q] = blocks.transpose(0, 2, 1, 3).reshape(n_shared * q, -1)
-        A[np.arange(n_shared * q), np.arange(n_shared * q)] += 1.0
-        b[: n_shared * q] = (B.T @ right[:, :q]).ravel()
-    if flat:
-        edge = (B.T @ left[:, :q, -1]).ravel()
-        A[:-1, -1] = A[-1, :-1] = edge
-        A[-1, -1] = left[:, -1, -1].sum()
-        b[-1] = right[:, -1].sum()
-    if size:
-        cho = scipy.linalg.cho_factor(A, lower=True)
-        theta = scipy.linalg.cho_solve(cho, b)
-        log_det = 2 * np.log(np.diag(cho[0])).sum()
-    else:
-        theta, log_det = b, 0.0
+    edge = (left[:, :q, -1], left[:, -1, -1].sum(), right[:, -1].sum()) if flat else None
+    b, cho, theta, log_det = _shared_part(B, left[:, :q, :q], right[:, :q], edge)
     shared = theta[: n_shared * q].reshape(n_shared, q)
     offset = float(theta[-1]) if flat else 0.0
 
@@ -143,7 +124,7 @@ def posterior(summary, relations, flat, *, gradient=False):
         return found
 
     # u_t has covariance U_t, and the whitened vector is P_t m_t + keep_t u_t plus noise of P_t.
-    cov = scipy.linalg.cho_solve(cho, np.eye(size)) if size else np.zeros((0, 0))
+    cov = scipy.linalg.cho_solve(cho, np.eye(len(b))) if len(b) else np.zeros((0, 0))
     U = np.zeros((n_tasks, width, width))
     cov_us = np.zeros((n_tasks, n_shared, width, q))  # Cov(u_t, s_r)
     if n_shared:
@@ -188,6 +169,38 @@ def posterior(summary, relations, flat, *, gradient=False):
     )
     found.gradient = grad_B, grad_kappa, grad_L, grad_noise
     return found
+
+
+def _shared_part(B, left, right, edge):
+    """The shared part, (s_1 … s_R, offset), once all v_t are integrated out.
+
+    `left` (T, q, q) and `right` (T, q) are what the data say of u_t; `edge` is None, or what they
+    say of u_t with the offset (T, q), of the offset, and its moment. Returns (b, factor of A,
+    A⁻¹ b, log det A).
+    """
+    n_tasks, n_shared = B.shape
+    size = n_shared * right.shape[1]
+    n = size + (edge is not None)
+    A, b = np.zeros((n, n)), np.zeros(n)
+    if n_shared:
+        blocks = _pairs(B).T @ left.reshape(n_tasks, -1)
+        blocks = blocks.reshape(n_shared, n_shared, *left.shape[1:])
+        A[:size, :size] = blocks.transpose(0, 2, 1, 3).reshape(size, size)
+        A[np.arange(size), np.arange(size)] += 1.0
+        b[:size] = (B.T @ right).ravel()
+    if edge is not None:
+        A[:-1, -1] = A[-1, :-1] = (B.T @ edge[0]).ravel()
+        A[-1, -1], b[-1] = edge[1:]
+    if not n:
+        return b, None, b, 0.0
+    cho = scipy.linalg.cho_factor(A, lower=True)
+    theta = scipy.linalg.cho_solve(cho, b)
+    return b, cho, theta, 2 * np.log(np.diag(cho[0])).sum()
+
+
+def _pairs(B):
+    """B[t, r] B[t, s]: (T, R²)."""
+    return (B[:, :, None] * B[:, None, :]).reshape(len(B), -1)
 
 
 class Spectrum:
@@ -237,24 +250,12 @@ class Spectrum:
         flank = kept * edge
 
         n_rows = n_shared * q
-        A = np.zeros((n_rows + flat, n_rows + flat))
-        b = np.zeros(n_rows + flat)
-        outer = (B[:, :, None] * B[:, None, :]).reshape(n_tasks, -1)
-        if n_shared:
-            blocks = (outer.T @ left.reshape(n_tasks, -1)).reshape(n_shared, n_shared, q, q)
-            A[:n_rows, :n_rows] = blocks.transpose(0, 2, 1, 3).reshape(n_rows, n_rows)
-            A[np.arange(n_rows), np.arange(n_rows)] += 1.0
-            b[:n_rows] = (B.T @ self._back(kept * moment)).ravel()
+        edges = None
         if flat:
-            A[:-1, -1] = A[-1, :-1] = (B.T @ self._back(flank)).ravel()
-            A[-1, -1] = last.sum() - np.sum(kappa * flank * edge)
-            b[-1] = last_moment.sum() - np.sum(kappa * flank * moment)
-        log_det = 0.0
-        theta = b
-        if len(b):
-            cho = scipy.linalg.cho_factor(A, lower=True)
-            theta = scipy.linalg.cho_solve(cho, b)
-            log_det = 2 * np.log(np.diag(cho[0])).sum()
+            corner = last.sum() - np.sum(kappa * flank * edge)
+            at_corner = last_moment.sum() - np.sum(kappa * flank * moment)
+            edges = self._back(flank), corner, at_corner
+        b, cho, theta, log_det = _shared_part(B, left, self._back(kept * moment), edges)
         shared = theta[:n_rows].reshape(n_shared, q)
         offset = float(theta[-1]) if flat else 0.0
 
@@ -284,6 +285,7 @@ class Spectrum:
         pairs = np.ascontiguousarray(pairs).reshape(q * q, -1)
         by_pair = left.reshape(n_tasks, -1) @ pairs  # ⟨left_t, Cov(s_r, s_s)⟩
         squared = (left @ left).reshape(n_tasks, -1) @ pairs
+        outer = _pairs(B)
         spread, squared = np.sum(outer * by_pair, axis=1), np.sum(outer * squared, axis=1)
         by_mixing = np.sum(by_pair.reshape(n_tasks, n_shared, n_shared) * B[:, None, :], axis=2)
         by_mixing -= own @ shared.T

@@ -472,11 +472,12 @@ class _MultiTaskSGD(TaskRelations, OnnxMixin, BaseEstimator):
         _, position = find_columns(X, order, start, state.columns, grow=False)
         intercepts, heads = self._intercepts(), np.diff(state.head_start)[task] * (task >= 0)
         row_of = np.repeat(np.arange(X.shape[0]), np.diff(X.indptr))
+        begin = state.vector_start
         for j in range(heads.max(initial=0)):
             rows = np.flatnonzero(heads > j)
             head = np.where(heads > j, state.head_start[task] + j, 0)
             filled = np.flatnonzero((position >= 0) & (heads > j)[row_of])
-            place = state.vector_start[head][row_of[filled]] + position[filled]
+            place = begin[head][row_of[filled]] + position[filled]
             own = np.bincount(
                 row_of[filled], X.data[filled] * state.specific[place], minlength=X.shape[0]
             )

@@ -443,17 +443,17 @@ class PoolingPath:
         better, best = (
             ("larger", np.nanargmax) if self.greater_is_better else ("smaller", np.nanargmin)
         )
-        n_folds = self.fold_scores.shape[2]
+        n_folds, means, chosen = self.fold_scores.shape[2], self.mean_scores, self.best_index
         lines = [
             f"{self.metric} ({self.average}) over {n_folds} folds, {better} is better",
             f"{'kappa':>10}{'alpha':>12}{'mean':>12}{'std':>12}",
         ]
         for k, kappa in enumerate(self.kappas):
-            of_alpha = self.mean_scores[:, k]
+            of_alpha = means[:, k]
             a = 0 if np.isnan(of_alpha).all() else best(of_alpha)
             deviation = self.fold_scores[a, k].std()
             note = {np.inf: "independent", 0.0: "pooled"}.get(kappa, "")
-            mark = "<- best" if (a, k) == tuple(self.best_index) else ""
+            mark = "<- best" if (a, k) == chosen else ""
             line = f"{kappa:>10.4g}{self.alphas[a]:>12.4g}{of_alpha[a]:>12.5g}{deviation:>12.3g}"
             lines.append(f"{line}  {note} {mark}".rstrip())
         return "\n".join(lines)

@@ -7,19 +7,25 @@ task in which its Gram matrix is diagonal, found once, serves them all: a fit is
 from __future__ import annotations
 
 import copy
+import itertools
 
 import numpy as np
 import scipy.sparse as sp
 from sklearn.base import clone
 
-from fastmtl.estimators import task_weights
+from fastmtl.estimators import label_weights
 from fastmtl.evidence import Relations, posterior
 from fastmtl.linear import MultiTaskSGDRegressor
 from fastmtl.relations import Data, coordinates, width_for
 
 MOST_NUMBERS = 2e7  # in the rows of X as float64
-RIDGE = {"loss": "squared_error", "shared_penalty": "l2", "task_penalty": "l2"}
-PLAIN = {"early_stopping": False, "callbacks": None}
+RIDGE = {
+    "loss": "squared_error",
+    "shared_penalty": "l2",
+    "task_penalty": "l2",
+    "early_stopping": False,
+    "callbacks": None,
+}
 
 
 class RidgeFits:
@@ -29,7 +35,7 @@ class RidgeFits:
     def of(cls, estimator, X, y, tasks, sample_weight):
         """None where the fits are no ridge regressions of few enough features."""
         if not isinstance(estimator, MultiTaskSGDRegressor) or any(
-            getattr(estimator, name) != value for name, value in {**RIDGE, **PLAIN}.items()
+            getattr(estimator, name) != value for name, value in RIDGE.items()
         ):
             return None
         if estimator._solver() != "saga" or not estimator.alpha > 0:
@@ -43,8 +49,7 @@ class RidgeFits:
         self.model = clone(estimator)
         observations = self.model._observe(X, y, tasks, sample_weight, reset=True)
         self.training = observations, self.model._encode(observations)
-        weight = task_weights(self.model, observations)[observations.task]
-        self.weight = observations.weight * weight
+        self.weight = label_weights(self.model, *self.training)
         self.problems = {}
 
     def fit(self, **parameters):
@@ -82,9 +87,7 @@ class RidgeFits:
                 X = np.asarray(X[row].toarray() if sp.issparse(X) else X[row], dtype=np.float64)
                 row, target = np.arange(len(X)), target.copy()
                 means = np.zeros((observations.n_tasks, X.shape[1])), np.zeros(observations.n_tasks)
-                for t, (begin, end) in enumerate(
-                    zip(*(observations.task_start[i:] for i in (0, 1)))
-                ):
+                for t, (begin, end) in enumerate(itertools.pairwise(observations.task_start)):
                     own = slice(begin, end)
                     if (weight := self.weight[own]).sum() > 0:
                         means[0][t], means[1][t] = (
