@@ -87,6 +87,24 @@ def test_rbf_map_spans_what_scikit_learns_does_from_the_same_landmarks(data):
     assert error < 1.5 * np.linalg.norm(theirs @ theirs.T - exact)
 
 
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_many_landmarks_and_rows_give_the_projection_onto_the_kept_part(dtype):
+    rng = np.random.default_rng(6)
+    X = rng.normal(size=(2500, 6))
+    ours = SigmoidNystroem(250, sigma=0.5, c=-1.0, random_state=1).fit(X.astype(dtype))
+    Z = ours.components_.astype(np.float64)
+    values, vectors = np.linalg.eigh(1 / (1 + np.exp(-0.5 * (Z @ Z.T - 1.0))))
+    width = ours.normalization_.shape[1]
+    assert 96 < width < 250
+    assert not np.triu(ours.normalization_, 1).any()
+    inverse = (vectors[:, -width:] / values[-width:]) @ vectors[:, -width:].T
+    K_xz = 1 / (1 + np.exp(-0.5 * (X[2000:] @ Z.T - 1.0)))
+    mapped = ours.transform(X.astype(dtype))
+    assert mapped.dtype == dtype
+    atol = 1e-7 if dtype == np.float64 else 2e-2
+    np.testing.assert_allclose(mapped[2000:] @ mapped[2000:].T, K_xz @ inverse @ K_xz.T, atol=atol)
+
+
 def test_dtype_layout_and_sparsity(data):
     X = data[0]
     plain = SigmoidNystroem(30, sigma=0.1, random_state=2)

@@ -397,7 +397,11 @@ def _squared_lengths(X):
         if sp.issparse(X):
             lengths[rows] = np.asarray(block.multiply(block).sum(axis=1)).ravel()
         else:
-            lengths[rows] = np.einsum("ij,ij->i", block, block, dtype=np.float64)
+            with np.errstate(over="ignore"):  # in double precision only if it must be: it converts
+                squares = np.einsum("ij,ij->i", block, block)
+            if not np.isfinite(squares).all():
+                squares = np.einsum("ij,ij->i", block, block, dtype=np.float64)
+            lengths[rows] = squares
     return lengths
 
 

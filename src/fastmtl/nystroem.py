@@ -21,9 +21,11 @@ from sklearn.utils import check_random_state, get_tags
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from fastmtl._core import gram as core
+from fastmtl.config import resolve_threads
 from fastmtl.estimators import check_number, check_word, score_in_form
 from fastmtl.kernel_training import KERNELS
-from fastmtl.kernels import kernel_scale, linear_kernel
+from fastmtl.kernels import LINEAR, WORK_PER_THREAD, empty_matrix, kernel_scale
 from fastmtl.linear import MultiTaskSGDClassifier
 from fastmtl.observations import is_list_form, split_task_column
 
@@ -31,14 +33,16 @@ __all__ = ["SigmoidNystroem", "make_kernel_sgd"]
 
 BLOCK_ROWS = 2048
 CANDIDATES_PER_LANDMARK = 4
+FEATURES_AT_ONCE = 96  # whole panels of the product, for both dtypes
 
 
 class SigmoidNystroem(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """Features whose inner products approximate a sigmoid kernel.
 
     With landmarks z_1, …, z_m and ``K_zz = U Λ Uᵀ`` the features of x are
-    ``k(x, z) U |Λ|^(-1/2)`` [1]_. A sigmoid kernel may have negative eigenvalues; their part is
-    left out or has its sign changed, see `indefinite`.
+    ``k(x, z) U |Λ|^(-1/2) Q`` [1]_; the rotation Q leaves inner products as they are and makes the
+    matrix after k(x, z) lower triangular, for half the work. A sigmoid kernel may have negative
+    eigenvalues; their part is left out or has its sign changed, see `indefinite`.
 
     Parameters
     ----------
@@ -63,7 +67,8 @@ class SigmoidNystroem(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
     components_ : ndarray of shape (n_landmarks, d)
         The landmarks.
     normalization_ : ndarray of shape (n_landmarks, n_features_out)
-        ``U |Λ|^(-1/2)``; eigenvalues below the precision of the dtype are left out.
+        ``U |Λ|^(-1/2) Q``, zero above its diagonal; eigenvalues below the precision of the dtype
+        are left out.
     eigenvalues_ : ndarray of shape (n_landmarks,)
         Of the kernel on the landmarks, ascending; negative ones show how indefinite it is.
     n_features_in_ : int
@@ -158,7 +163,9 @@ class SigmoidNystroem(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
             )
         self.components_ = landmarks
         self.eigenvalues_ = values
-        self.normalization_ = (vectors[:, kept] / np.sqrt(magnitude[kept])).astype(X.dtype)
+        whitening = vectors[:, kept] / np.sqrt(magnitude[kept])
+        rotation = np.linalg.qr(whitening[: len(kept)].T)[0]
+        self.normalization_ = np.tril(whitening @ rotation).astype(X.dtype)
         self._arguments = arguments
         return self
 
@@ -200,12 +207,23 @@ class SigmoidNystroem(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         landmarks = self.components_.astype(dtype, copy=False)
         # Both products by the same engine: the threads of two would get in each other's way.
         projection = np.ascontiguousarray(self.normalization_.T, dtype=dtype)
-        features = np.empty((X.shape[0], len(projection)), dtype=dtype)
+        threads = resolve_threads(
+            None, work=X.shape[0] * projection.size, work_per_thread=WORK_PER_THREAD
+        )
+        features = empty_matrix(X.shape[0], len(projection), dtype)
         buffer = np.empty((min(BLOCK_ROWS, X.shape[0]), landmarks.shape[0]), dtype=dtype)
         for begin in range(0, X.shape[0], BLOCK_ROWS):
             rows = X[begin : begin + BLOCK_ROWS].astype(dtype, copy=False)
             gram = function(rows, landmarks, out=buffer[: rows.shape[0]], **self._arguments)
-            linear_kernel(gram, projection, out=features[begin : begin + BLOCK_ROWS])
+            for first in range(0, len(projection), FEATURES_AT_ONCE):
+                some = slice(first, first + FEATURES_AT_ONCE)
+                out = features[begin : begin + BLOCK_ROWS, some]
+                core.gram(
+                    gram[:, first:],
+                    projection[some, first:],
+                    out,
+                    *(LINEAR, 1.0, 0.0, 0, None, None, threads),
+                )
         return features
 
     def _validate(self, X, *, reset):
