@@ -101,7 +101,7 @@ def posterior(summary, relations, flat, *, gradient=False):
     right = moment - np.einsum("tij,ti->tj", across, P_moment)
 
     edge = (left[:, :q, -1], left[:, -1, -1].sum(), right[:, -1].sum()) if flat else None
-    b, cho, theta, log_det = _shared_part(B, left[:, :q, :q], right[:, :q], edge)
+    b, cho, theta, log_det = _of_shared(B, left[:, :q, :q], right[:, :q], edge)
     shared = theta[: n_shared * q].reshape(n_shared, q)
     offset = float(theta[-1]) if flat else 0.0
 
@@ -171,31 +171,38 @@ def posterior(summary, relations, flat, *, gradient=False):
     return found
 
 
-def _shared_part(B, left, right, edge):
+def shared_part(blocks, right, edge, strength=1.0):
     """The shared part, (s_1 … s_R, offset), once all v_t are integrated out.
 
-    `left` (T, q, q) and `right` (T, q) are what the data say of u_t; `edge` is None, or what they
-    say of u_t with the offset (T, q), of the offset, and its moment. Returns (b, factor of A,
-    A⁻¹ b, log det A).
+    `blocks` (R, R, q, q) and `right` (R, q) are what the data say of the s_r; `edge` is None, or
+    what they say of these with the offset (R, q), of the offset, and its moment. Returns (b, factor
+    of A, A⁻¹ b, log det A), where A has `strength` added for the prior of the s_r.
     """
-    n_tasks, n_shared = B.shape
-    size = n_shared * right.shape[1]
+    n_shared, q = right.shape
+    size = n_shared * q
     n = size + (edge is not None)
     A, b = np.zeros((n, n)), np.zeros(n)
     if n_shared:
-        blocks = _pairs(B).T @ left.reshape(n_tasks, -1)
-        blocks = blocks.reshape(n_shared, n_shared, *left.shape[1:])
         A[:size, :size] = blocks.transpose(0, 2, 1, 3).reshape(size, size)
-        A[np.arange(size), np.arange(size)] += 1.0
-        b[:size] = (B.T @ right).ravel()
+        A[np.arange(size), np.arange(size)] += strength
+        b[:size] = right.ravel()
     if edge is not None:
-        A[:-1, -1] = A[-1, :-1] = (B.T @ edge[0]).ravel()
+        A[:-1, -1] = A[-1, :-1] = edge[0].ravel()
         A[-1, -1], b[-1] = edge[1:]
     if not n:
         return b, None, b, 0.0
     cho = scipy.linalg.cho_factor(A, lower=True)
     theta = scipy.linalg.cho_solve(cho, b)
     return b, cho, theta, 2 * np.log(np.diag(cho[0])).sum()
+
+
+def _of_shared(B, left, right, edge):
+    """`shared_part` from what the data say of each u_t."""
+    n_shared = B.shape[1]
+    blocks = _pairs(B).T @ left.reshape(len(B), -1)
+    if edge is not None:
+        edge = B.T @ edge[0], *edge[1:]
+    return shared_part(blocks.reshape(n_shared, n_shared, *left.shape[1:]), B.T @ right, edge)
 
 
 def _pairs(B):
@@ -255,7 +262,7 @@ class Spectrum:
             corner = last.sum() - np.sum(kappa * flank * edge)
             at_corner = last_moment.sum() - np.sum(kappa * flank * moment)
             edges = self._back(flank), corner, at_corner
-        b, cho, theta, log_det = _shared_part(B, left, self._back(kept * moment), edges)
+        b, cho, theta, log_det = _of_shared(B, left, self._back(kept * moment), edges)
         shared = theta[:n_rows].reshape(n_shared, q)
         offset = float(theta[-1]) if flat else 0.0
 

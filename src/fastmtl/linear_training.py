@@ -15,6 +15,7 @@ import scipy.sparse as sp
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 
+from fastmtl import linear_direct
 from fastmtl._core import linear_sgd
 from fastmtl._core import random as core_random
 from fastmtl.estimators import progress
@@ -39,7 +40,9 @@ def train(model, training, held_out, state, factors, max_iter, *, partial=False)
 
     `training` and `held_out` are pairs (Observations, Classes); `held_out` may be None.
     """
-    solver = "sgd" if partial else model._solver()
+    if not partial and model._is_direct(training[0], factors):
+        return linear_direct.fit(model, training, state, factors)
+    solver = "sgd" if partial else model._iterative()
     problem = describe(model, *training, state, factors, solver)
     if max_iter > 2:
         problem.pack()

@@ -252,7 +252,7 @@ def _path_of_fold(estimator, data, fold, ridge, kappas, strength, metric, averag
     """Scores along the path on one fold: from pooled outwards, each fit starting at the last."""
     train, test = fold
     model = clone(estimator)
-    warm = ridge is None and hasattr(model, "_solver") and model._solver() == "saga"
+    warm = ridge is None and hasattr(model, "_iterative") and model._iterative() == "saga"
     if warm:
         model.set_params(warm_start=True)
     found = {}
