@@ -55,8 +55,8 @@ def lstm(n, rng):
 # name: data, batch, samples of fastmtl, steps of PyTorch
 CASES = {
     "MLP 28-64-32, 10 tasks": [(mlp, 1, 20000, 300), (mlp, 32, 40000, 200), (mlp, 256, 80000, 100)],
-    "two-input CNN": [(cnn, 1, 200, 40), (cnn, 32, 640, 8)],
-    "LSTM 128 x 9, 32 units": [(lstm, 1, 300, 40), (lstm, 32, 1280, 10)],
+    "two-input CNN": [(cnn, 1, 400, 60), (cnn, 32, 2560, 24)],
+    "LSTM 128 x 9, 32 units": [(lstm, 1, 300, 40), (lstm, 32, 2560, 20)],
 }
 
 

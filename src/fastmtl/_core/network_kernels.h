@@ -261,9 +261,11 @@ typedef struct {
     const network_job *job;
     layer *layers;
     int64_t n_layers, batch, n_features;
-    int64_t first, total; /* where its rows lie in the step's batch, and how many that has */
+    int64_t first, own, total; /* where its rows lie in the step's batch, how many, of how many */
+    int together;              /* weights of dense layers are left to dense_weights_ */
     double *task_loss, loss;
     real *transposed, *transposed_2, *weights_t, *windows, *outputs;
+    real *scores, *slopes, *heads_t; /* of all heads at once; NULL where a sample has few of them */
     int32_t *lengths;
     int64_t *rows;
     real *parameters;
@@ -326,6 +328,11 @@ static size_t NAME(lay_out_)(net *n, const network_job *job, int64_t batch, int 
     real *weights_t = TAKE(real, largest);
     real *windows = TAKE(real, windows_size);
     real *outputs = training ? TAKE(real, batch * job->max_outputs) : NULL;
+    int64_t rows_of_heads = job->n_head_rows, F = job->layers[(job->n_layers - 1) * N_COLUMNS + COL_N_OUT];
+    int whole = training && batch > 1 && rows_of_heads <= 2 * job->max_outputs * job->mix_width;
+    real *scores = whole ? TAKE(real, batch * rows_of_heads) : NULL;
+    real *slopes = whole ? TAKE(real, batch * rows_of_heads) : NULL;
+    real *heads_t = whole ? TAKE(real, F * rows_of_heads) : NULL;
     int32_t *lengths = TAKE(int32_t, batch);
     int64_t *rows = TAKE(int64_t, batch);
     if (base) {
@@ -333,18 +340,21 @@ static size_t NAME(lay_out_)(net *n, const network_job *job, int64_t batch, int 
         n->layers = layers;
         n->n_layers = job->n_layers;
         n->batch = batch;
-        n->n_features = layers[job->n_layers - 1].row[COL_N_OUT];
+        n->n_features = F;
         n->transposed = transposed;
         n->transposed_2 = transposed_2;
         n->weights_t = weights_t;
         n->windows = windows;
         n->outputs = outputs;
+        n->scores = scores;
+        n->slopes = slopes;
+        n->heads_t = heads_t;
         n->lengths = lengths;
         n->rows = rows;
         n->parameters = (real *)job->parameters;
         n->training = training;
         n->step = 0;
-        n->first = 0;
+        n->first = n->own = n->together = 0;
         n->total = batch;
         n->only = -1;
         n->head_scale = 1;
@@ -712,8 +722,8 @@ static void NAME(network_backward_)(net *n, int64_t b, int fused, real *gradient
         case LAYER_DENSE: {
             const real *w = n->parameters + offset;
             real *gb = out + n_in * n_out;
-            if (!fused) memset(gb, 0, (size_t)n_out * sizeof(real));
-            if (b == 1) {
+            if (!fused && !n->together) memset(gb, 0, (size_t)n_out * sizeof(real));
+            if (b == 1 && !n->together) {
                 const real *x = below->value;
                 /* A zero input of a relu layer gets no gradient: its row can be left alone. */
                 int skip = fused && beta == 1 && n_in * n_out > 65536;
@@ -736,10 +746,11 @@ static void NAME(network_backward_)(net *n, int64_t b, int fused, real *gradient
                         NAME(gemm_)(rows, padded, n_out, w + i * n_out, n_out, 1, n->transposed, padded, n->transposed_2, padded, 1, 0);
                         NAME(transpose_)(rows, b, n->transposed_2, padded, below->grad + i, n_in);
                     }
-                    NAME(gemm_)(rows, n_out, b, below->value + i, 1, n_in, l->grad, n_out, out + i * n_out, n_out, alpha, beta);
+                    if (!n->together)
+                        NAME(gemm_)(rows, n_out, b, below->value + i, 1, n_in, l->grad, n_out, out + i * n_out, n_out, alpha, beta);
                 }
             }
-            for (int64_t i = 0; i < b; i++) NAME(axpy_)(n_out, alpha, l->grad + i * n_out, gb);
+            for (int64_t i = 0; i < b && !n->together; i++) NAME(axpy_)(n_out, alpha, l->grad + i * n_out, gb);
             break;
         }
         case LAYER_MAXPOOL2D: {
@@ -803,7 +814,8 @@ static void NAME(network_backward_)(net *n, int64_t b, int fused, real *gradient
 }
 
 /* Heads: output o of task t is Σ_e mix[o, e] (H[row[o, e]]·f + c[row[o, e]]). Gradients of the
- * outputs are left in n->outputs, those of the features in the last layer's grad. */
+ * outputs are left in n->outputs, or by rows of H in n->slopes, those of the features in the last
+ * layer's grad. */
 static double NAME(heads_)(net *n, int64_t b, const int64_t *samples) {
     const network_job *job = n->job;
     int64_t F = n->n_features, E = job->mix_width;
@@ -812,10 +824,16 @@ static double NAME(heads_)(net *n, int64_t b, const int64_t *samples) {
     layer *top = n->layers + n->n_layers - 1;
     double total = 0;
     real *p = n->outputs;
+    int64_t R = job->n_head_rows;
+    if (n->scores) {
+        NAME(transpose_)(R, F, H, F, n->heads_t, R);
+        NAME(gemm_)(b, R, F, top->value, F, 1, n->heads_t, R, n->scores, R, 1, 0);
+        memset(n->slopes, 0, (size_t)(b * R) * sizeof(real));
+    }
     for (int64_t i = 0; i < b; i++) {
         const real *f = top->value + i * F;
         real *df = top->grad + i * F;
-        memset(df, 0, (size_t)F * sizeof(real));
+        if (!n->scores) memset(df, 0, (size_t)F * sizeof(real));
         for (int64_t ob = job->sample_start[samples[i]]; ob < job->sample_start[samples[i] + 1]; ob++) {
             int32_t t = job->task[ob];
             if (n->only >= 0 && t != n->only) continue;
@@ -825,7 +843,7 @@ static double NAME(heads_)(net *n, int64_t b, const int64_t *samples) {
                 real s = 0;
                 for (int64_t e = 0; e < E; e++) {
                     int64_t k = (first + o) * E + e, r = job->head_row[k];
-                    if (mix[k] != 0) s += mix[k] * (dot(H + r * F, f, F) + c[r]);
+                    if (mix[k] != 0) s += mix[k] * ((n->scores ? n->scores[i * R + r] : dot(H + r * F, f, F)) + c[r]);
                 }
                 p[o] = n->head_scale * s;
             }
@@ -851,11 +869,13 @@ static double NAME(heads_)(net *n, int64_t b, const int64_t *samples) {
             for (int64_t o = 0; o < width; o++)
                 for (int64_t e = 0; e < E; e++) {
                     int64_t k = (first + o) * E + e;
-                    if (mix[k] != 0) NAME(axpy_)(F, n->head_scale * mix[k] * p[o], H + job->head_row[k] * F, df);
+                    if (n->scores) n->slopes[i * R + job->head_row[k]] += mix[k] * p[o];
+                    else if (mix[k] != 0) NAME(axpy_)(F, n->head_scale * mix[k] * p[o], H + job->head_row[k] * F, df);
                 }
             p += width;
         }
     }
+    if (n->scores) NAME(gemm_)(b, F, R, n->slopes, R, 1, H, F, top->grad, F, n->head_scale, 0);
     return total;
 }
 static void NAME(heads_update_)(net *n, int64_t b, const int64_t *samples, real *H, real alpha) {
@@ -864,6 +884,12 @@ static void NAME(heads_update_)(net *n, int64_t b, const int64_t *samples, real 
     const real *mix = (const real *)job->head_mix, *p = n->outputs;
     real *c = H + job->n_head_rows * F;
     layer *top = n->layers + n->n_layers - 1;
+    if (n->scores) {
+        int64_t R = job->n_head_rows;
+        NAME(gemm_)(R, F, b, n->slopes, 1, R, top->value, F, H, F, alpha, 1);
+        for (int64_t i = 0; i < b; i++) NAME(axpy_)(R, alpha, n->slopes + i * R, c);
+        return;
+    }
     for (int64_t i = 0; i < b; i++)
         for (int64_t ob = job->sample_start[samples[i]]; ob < job->sample_start[samples[i] + 1]; ob++) {
             int64_t t = job->task[ob], first = job->head_start[t], width = job->head_start[t + 1] - first;
@@ -954,36 +980,71 @@ static double NAME(gradient_)(net *n, int64_t b, const int64_t *samples, real *G
     return value;
 }
 
-/* The same by all threads; summed in a fixed order, so that results do not depend on timing. */
-static double NAME(gradient_of_all_)(net *nets, real **gradients, int64_t b, int64_t total, const int64_t *samples) {
+/* Weights of the dense layers from the rows of all nets, thread k's share of the input units: each is
+ * read and written once, by one thread, and needs no gradient of its own where `fused`. */
+static void NAME(dense_weights_)(const net *nets, int threads, int k, int fused, real *G) {
+    const double *set = nets[0].job->settings;
+    real *base = fused ? nets[0].parameters : G;
+    real alpha = fused ? (real)-set[SET_RATE] : (real)1;
+    real beta = fused ? (real)(1.0 - set[SET_RATE] * set[SET_DECAY]) : (real)0;
+    for (int64_t li = 0; li < nets[0].n_layers; li++) {
+        const int64_t *row = nets[0].layers[li].row;
+        if (row[COL_KIND] != LAYER_DENSE) continue;
+        int64_t n_in = row[COL_N_IN], n_out = row[COL_N_OUT];
+        int64_t begin = n_in * k / threads, end = n_in * (k + 1) / threads;
+        real *out = base + row[COL_OFFSET], *bias = out + n_in * n_out;
+        for (int64_t i = begin; i < end; i += ROW_BLOCK) {
+            int64_t rows = end - i < ROW_BLOCK ? end - i : ROW_BLOCK;
+            for (int j = 0; j < threads && nets[j].own > 0; j++)
+                NAME(gemm_)(rows, n_out, nets[j].own, nets[j].layers[row[COL_IN]].value + i, 1, n_in,
+                            nets[j].layers[li].grad, n_out, out + i * n_out, n_out, alpha, j ? (real)1 : beta);
+        }
+        if (k) continue;
+        if (!fused) memset(bias, 0, (size_t)n_out * sizeof(real));
+        for (int j = 0; j < threads; j++)
+            for (int64_t i = 0; i < nets[j].own; i++) NAME(axpy_)(n_out, alpha, nets[j].layers[li].grad + i * n_out, bias);
+    }
+}
+
+/* The same by all threads; summed in a fixed order, so that results do not depend on timing. With
+ * `fused` dense layers take their step at once, unless the loss is not finite. */
+static double NAME(gradient_of_all_)(net *nets, real **gradients, int64_t b, int64_t total, int fused, const int64_t *samples) {
     const network_job *job = nets[0].job;
     int threads = (int)job->n_threads;
-    int64_t share = (b + threads - 1) / threads, P = job->n_parameters;
+    int64_t share = (b + threads - 1) / threads;
     double value = 0;
 #pragma omp parallel for schedule(static, 1) num_threads(threads)
     for (int k = 0; k < threads; k++) {
         int64_t first = k * share, own = b - first < share ? b - first : share;
         nets[k].first = first;
+        nets[k].own = own;
         nets[k].total = total;
         nets[k].step = nets[0].step;
         memset(nets[k].task_loss, 0, sizeof(double) * (size_t)job->n_tasks);
         nets[k].loss = NAME(gradient_)(nets + k, own, samples + (own > 0 ? first : 0), gradients[k]);
     }
-#pragma omp parallel for schedule(static, 1) num_threads(threads)
-    for (int k = 0; k < threads; k++) {
-        int64_t begin = P * k / threads, end = job->settings[SET_RATE] < 0 ? begin : P * (k + 1) / threads;
-        for (int j = 1; j < threads; j++)
-            for (int64_t i = begin; i < end; i++) gradients[0][i] += gradients[j][i];
-    }
     for (int k = 0; k < threads; k++) {
         value += nets[k].loss;
         for (int64_t t = 0; t < job->n_tasks; t++) job->task_loss[t] += nets[k].task_loss[t];
     }
+    if (job->settings[SET_RATE] < 0 || !(fabs(value) < 1e300)) return value;
+#pragma omp parallel for schedule(static, 1) num_threads(threads)
+    for (int k = 0; k < threads; k++) {
+        NAME(dense_weights_)(nets, threads, k, fused, gradients[0]);
+        for (int64_t li = 0; li <= nets[0].n_layers; li++) {
+            const int64_t *row = li < nets[0].n_layers ? nets[0].layers[li].row : NULL;
+            if (row && row[COL_KIND] == LAYER_DENSE) continue;
+            int64_t at = row ? row[COL_OFFSET] : job->head_offset;
+            int64_t n = row ? row[COL_N_WEIGHTS] + row[COL_N_BIAS] : job->n_parameters - job->head_offset;
+            for (int j = 1; j < threads; j++)
+                for (int64_t i = at + n * k / threads; i < at + n * (k + 1) / threads; i++) gradients[0][i] += gradients[j][i];
+        }
+    }
     return value;
 }
 
-static double NAME(gradient_of_)(net *nets, real **gradients, int64_t b, int64_t total, const int64_t *samples) {
-    if (nets[0].job->n_threads > 1) return NAME(gradient_of_all_)(nets, gradients, b, total, samples);
+static double NAME(gradient_of_)(net *nets, real **gradients, int64_t b, int64_t total, int fused, const int64_t *samples) {
+    if (nets[0].job->n_threads > 1) return NAME(gradient_of_all_)(nets, gradients, b, total, fused, samples);
     nets[0].total = total;
     return NAME(gradient_)(nets, b, samples, gradients[0]);
 }
@@ -1076,7 +1137,7 @@ static double NAME(gradient_by_task_)(net *nets, real **gradients, const NAME(su
                     break;
                 }
         for (int64_t k = 0; k < job->n_threads; k++) nets[k].only = t;
-        value += NAME(gradient_of_)(nets, gradients, own, b, s->samples);
+        value += NAME(gradient_of_)(nets, gradients, own, b, 0, s->samples);
         memcpy(s->gradients[m], G, (size_t)trunk * sizeof(real));
         NAME(axpy_)(n_heads, 1, G + trunk, s->heads);
         for (int64_t j = 0; j <= m; j++) s->gram[m * s->most + j] = NAME(long_dot_)(s->gradients[m], s->gradients[j], trunk);
@@ -1131,6 +1192,7 @@ static int NAME(network_train_)(const network_job *job) {
         for (int64_t k = 0; k < threads; k++) {
             char *room = TAKE(char, own);
             NAME(lay_out_)(nets + k, job, share, 1, room);
+            nets[k].together = 1;
             nets[k].task_loss = TAKE(double, job->n_tasks);
             gradients[k] = k ? TAKE(real, P) : G;
         }
@@ -1145,7 +1207,7 @@ static int NAME(network_train_)(const network_job *job) {
     real *w = n->parameters, *m = (real *)job->state, *v = m + P;
     real rate = (real)set[SET_RATE];
     int64_t n_heads = job->n_head_rows * (F + 1);
-    int plain = threads == 1 && set[SET_RATE] > 0 && set[SET_OPTIMISER] == OPT_SGD && set[SET_CLIP] == 0 && !apart;
+    int plain = set[SET_RATE] > 0 && set[SET_OPTIMISER] == OPT_SGD && set[SET_CLIP] == 0 && !apart;
     real shrink = (real)(1.0 - set[SET_RATE] * set[SET_ALPHA]);
     for (int64_t done = 0; done < job->n_order; done += batch) {
         int64_t b = job->n_order - done < batch ? job->n_order - done : batch;
@@ -1154,7 +1216,7 @@ static int NAME(network_train_)(const network_job *job) {
         n->step = (uint64_t)set[SET_STEP] + (uint64_t)(done / batch);
         n->total = b;
         double value;
-        if (fused) {
+        if (fused && threads == 1) {
             NAME(fill_)(n, b, job->sample_row, samples, 0);
             NAME(network_forward_batch_)(n, b);
             value = NAME(heads_)(n, b, samples);
@@ -1166,7 +1228,7 @@ static int NAME(network_train_)(const network_job *job) {
             continue;
         }
         if (n->head_scale != 1) NAME(rescale_heads_)(n);
-        value = apart ? NAME(gradient_by_task_)(nets, gradients, &surgery, b, samples) : NAME(gradient_of_)(nets, gradients, b, b, samples);
+        value = apart ? NAME(gradient_by_task_)(nets, gradients, &surgery, b, samples) : NAME(gradient_of_)(nets, gradients, b, b, fused, samples);
         if (!(fabs(value) < 1e300)) return 1;
         if (set[SET_RATE] < 0) continue; /* losses only */
         if (last || set[SET_CLIP] != 0) {
@@ -1190,6 +1252,7 @@ static int NAME(network_train_)(const network_job *job) {
         for (int64_t li = 0; li < n->n_layers; li++) {
             const int64_t *row = n->layers[li].row;
             int64_t at = row[COL_OFFSET], weights = row[COL_N_WEIGHTS];
+            if (fused && row[COL_KIND] == LAYER_DENSE) continue;
             real decay = row[COL_KIND] == LAYER_LAYERNORM ? 0 : (real)set[SET_DECAY];
             NAME(step_of_all_)((int)threads, set, weights, w + at, G + at, m + at, v + at, scale, decay, c1, c2);
             at += weights;
