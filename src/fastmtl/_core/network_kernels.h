@@ -822,7 +822,7 @@ static double NAME(heads_)(net *n, int64_t b, const int64_t *samples) {
     const real *H = n->parameters + job->head_offset, *c = H + job->n_head_rows * F;
     const real *mix = (const real *)job->head_mix;
     layer *top = n->layers + n->n_layers - 1;
-    double total = 0;
+    double total = 0, share = 1.0 / (double)n->total;
     real *p = n->outputs;
     int64_t R = job->n_head_rows;
     if (n->scores) {
@@ -833,12 +833,20 @@ static double NAME(heads_)(net *n, int64_t b, const int64_t *samples) {
     for (int64_t i = 0; i < b; i++) {
         const real *f = top->value + i * F;
         real *df = top->grad + i * F;
+#if VEC_BYTES
+        if (i + 1 < b) { /* samples are drawn at random: their labels lie apart */
+            int64_t next = job->sample_start[samples[i + 1]];
+            __builtin_prefetch(job->target + next);
+            __builtin_prefetch(job->weight + next);
+            __builtin_prefetch(job->task + next);
+        }
+#endif
         if (!n->scores) memset(df, 0, (size_t)F * sizeof(real));
         for (int64_t ob = job->sample_start[samples[i]]; ob < job->sample_start[samples[i] + 1]; ob++) {
             int32_t t = job->task[ob];
             if (n->only >= 0 && t != n->only) continue;
             int64_t first = job->head_start[t], width = job->head_start[t + 1] - first;
-            double scale = job->weight[ob] / (double)n->total, y = job->target[ob], value;
+            double scale = job->weight[ob] * share, y = job->target[ob], value;
             for (int64_t o = 0; o < width; o++) {
                 real s = 0;
                 for (int64_t e = 0; e < E; e++) {
