@@ -2,8 +2,9 @@
 
 Run ``python benchmarks/bench_gram.py`` for the table of ratios to ``np.dot(X, Y.T, out=out)`` and,
 with ``--sweep``, for their plot against d in ``benchmarks/results/gram_sweep.png``. Each row's
-candidates are timed in a random order, several rounds, and the medians compared. All write to one
-`out` except "fresh", scikit-learn and PyTorch, which return a new matrix.
+candidates are timed in a random order, several rounds, each after some calls of its own, and the
+medians compared. All write to one `out` except "fresh", scikit-learn and PyTorch, which return a
+new matrix.
 """
 
 import argparse
@@ -21,13 +22,15 @@ import fastmtl
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 N_PRODUCT, D_PRODUCT = 20_000, 16
+SETTLE = 0.06  # seconds of untimed calls before a timed one
 
 
-def interleaved(candidates, repeats):
+def interleaved(candidates, repeats, calls=1, settle=SETTLE):
     """Median seconds of each candidate, called in an order that changes from round to round.
 
-    Threads of BLAS go on spinning for a while after a product and slow down what comes next, which
-    must not always be the same candidate.
+    Before it is timed, each candidate is called untimed for `settle` seconds. Threads of BLAS go on
+    spinning for tens of milliseconds after a product, on the cores of what is called next, and
+    threads that slept may be woken all on one core: both are over by then, for every candidate.
     """
     order, names = random.Random(0), list(candidates)
     seconds = {name: [] for name in candidates}
@@ -36,9 +39,13 @@ def interleaved(candidates, repeats):
     for _ in range(repeats):
         order.shuffle(names)
         for name in names:
-            began = time.perf_counter()
-            candidates[name]()
-            seconds[name].append(time.perf_counter() - began)
+            settled = time.perf_counter() + settle
+            while time.perf_counter() < settled:
+                candidates[name]()
+            for _ in range(calls):
+                began = time.perf_counter()
+                candidates[name]()
+                seconds[name].append(time.perf_counter() - began)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
@@ -81,7 +88,7 @@ def missing(name, reason="it is not installed", _said=set()):  # noqa: B006 (sai
         _said.add(name)
 
 
-def row(n, d, dtype, repeats, peers=True):
+def row(n, d, dtype, repeats, calls=1, peers=True):
     rng = np.random.default_rng(0)
     X = (rng.normal(size=(n, d)) / np.sqrt(d)).astype(dtype)
     Y = (rng.normal(size=(n, d)) / np.sqrt(d)).astype(dtype)
@@ -96,7 +103,7 @@ def row(n, d, dtype, repeats, peers=True):
         candidates["numpy"] = lambda: numpy_expression(X, Y, out)
         candidates["scikit-learn"] = lambda: sklearn_sigmoid_kernel(X, Y)
         candidates.update(optional_peers(X, Y, out))
-    return interleaved(candidates, repeats)
+    return interleaved(candidates, repeats, calls)
 
 
 def product_data(dtype):
@@ -132,7 +139,7 @@ def products(dtype, rows=512):
         missing("KeOps", f"{type(error).__name__}: {error}".splitlines()[0])
     else:
         candidates["keops"] = by_keops
-    return interleaved(candidates, 3)
+    return interleaved(candidates, 3, settle=0)
 
 
 def peak_of_product(dtype):
@@ -217,7 +224,7 @@ def main():
             f"{keops} than KeOps ({1e3 * seconds['operator']:.0f} ms, "
             f"{peak_of_product(dtype):.1f} MB of peak memory)"
         )
-    small = row(256, 32, np.float64, 500, peers=False)
+    small = row(256, 32, np.float64, options.repeats, calls=100, peers=False)
     print(
         f"\n256 x 256, d = 32: {small['fastmtl'] / small['gemm']:.2f} of the plain product "
         f"({1e6 * small['gemm']:.0f} us)"

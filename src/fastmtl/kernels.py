@@ -463,9 +463,9 @@ def _gram(X, Y, out, n_threads, function, scale, shift, degree=0, *, distance=No
         )
     row_term = column_term = None
     if distance is not None:
-        row_term = -distance * np.einsum("ij,ij->i", X, X)
+        row_term = -distance * _squared_lengths(X)
         if squares is None and Y is not None:
-            squares = np.einsum("ij,ij->i", Y, Y)
+            squares = _squared_lengths(Y)
         column_term = row_term if Y is None else -distance * squares
     work = n * m * (X.shape[1] + 16)
     threads = resolve_threads(n_threads, work=work, work_per_thread=WORK_PER_THREAD)
