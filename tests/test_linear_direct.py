@@ -7,6 +7,7 @@ from closed_form import coupled_ridge
 from sklearn.linear_model import Ridge
 
 from fastmtl import MultiTaskSGDClassifier, MultiTaskSGDRegressor, TaskCoupling, linear_direct
+from fastmtl.observations import distinct, observe
 
 
 def problem(n=200, d=5, n_tasks=4, seed=0):
@@ -183,3 +184,18 @@ def test_partial_fit_goes_on_from_the_minimum():
     model.partial_fit(X, y, tasks=task)
     assert not np.array_equal(model.coef_, before)
     assert model.score(X, y, tasks=task) > score - 0.01
+
+
+@pytest.mark.parametrize("kind", ["i1", "u1", "i8", "u8"])
+def test_labels_are_numbered_and_ordered_as_by_a_sort(kind):
+    rng = np.random.default_rng(0)
+    low, high = (-100, 100) if kind[0] == "i" else (30, 250)
+    for values in (rng.integers(low, high, 300), np.arange(70_000) % 69_000 % high):
+        values = values.astype(kind)
+        labels, code = distinct(values)
+        want = np.unique(values, return_inverse=True)
+        assert np.array_equal(labels, want[0]) and labels.dtype == want[0].dtype
+        assert np.array_equal(code, want[1])
+    X, task = rng.normal(size=(70_000, 1)), np.arange(70_000) % 69_000  # beyond 16 bits
+    order = observe(MultiTaskSGDRegressor(), X, X[:, 0], tasks=task).row
+    assert np.array_equal(order, np.argsort(task, kind="stable"))

@@ -140,7 +140,9 @@ def class_weights(model, observations, classes):
 
 def label_weights(model, observations, classes):
     """sample_weight · task_weight · class_weight of each label."""
-    weight = observations.weight * task_weights(model, observations)[observations.task]
+    weight = observations.weight
+    if model.task_weight is not None:
+        weight = weight * task_weights(model, observations)[observations.task]
     if model._classification:
         weight = weight * class_weights(model, observations, classes)
     if not (weight > 0).any():

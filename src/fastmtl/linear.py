@@ -849,7 +849,7 @@ class MultiTaskSGDRegressor(RegressorMixin, _MultiTaskSGD):
             return constant_score(own.address, target, weight)
         if self.loss == "quantile":
             return float(np.quantile(target, self.quantile))
-        mean = float(np.average(target, weights=weight))
+        mean = float(weight @ target / weight.sum())
         return np.log(max(mean, 1e-6)) if self.loss == "poisson" else mean
 
     def predict(self, X, *, tasks=None):

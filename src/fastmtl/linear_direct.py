@@ -44,7 +44,7 @@ class Ridge:
         self.kind, self.free = kind, kind == "free"
         self.d, self.n_threads = X.shape[1], n_threads
         # Where an intercept takes it up again, a large mean would only cost digits.
-        self.mean = 0.0 if kind == "none" else float(np.average(target, weights=weight))
+        self.mean = 0.0 if kind == "none" else float(weight @ target / weight.sum())
         self.target = np.asarray(target, dtype=np.float64) - self.mean
         self.width = padded(self.d)
         if sp.issparse(X):

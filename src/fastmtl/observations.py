@@ -188,8 +188,8 @@ def observe(
         )
     if known is not None:
         labels, code = _merge_known(known, labels, code)
-    weight = _check_weight(sample_weight, (n_rows,))
-    return _in_task_order(X, np.arange(n_rows, dtype=np.int64), code, y, weight, labels, form)
+    weight = None if sample_weight is None else _check_weight(sample_weight, (n_rows,))
+    return _in_task_order(X, None, code, y, weight, labels, form)
 
 
 def query(estimator, X, *, tasks=None):
@@ -257,13 +257,29 @@ def task_codes(tasks, n_rows):
     if values.dtype.kind == "O" and any(v is None or v != v for v in values):
         raise ValueError("tasks contains None or NaN; every row needs a task label")
     try:
-        labels, code = np.unique(values, return_inverse=True)
+        labels, code = distinct(values)
     except TypeError:  # labels of mixed types have no order: keep that of first appearance
         position = {}
         code = np.array([position.setdefault(value, len(position)) for value in values])
         labels = np.empty(len(position), dtype=object)
         labels[:] = list(position)
     return labels, code.astype(np.int32, copy=False)
+
+
+def distinct(values):
+    """``np.unique(values, return_inverse=True)``, without a sort of integers close together."""
+    if values.dtype.kind in "iu" and len(values):
+        least, most = int(values.min()), int(values.max())
+        if most - least < 4 * len(values):  # no more memory than the labels take
+            wide = values if values.itemsize == 8 else values.astype(np.int64)
+            place = (wide - wide.dtype.type(least)).astype(np.int64, copy=False)
+            seen = np.zeros(most - least + 1, dtype=bool)
+            seen[place] = True
+            labels = np.flatnonzero(seen).astype(wide.dtype) + wide.dtype.type(least)
+            return labels.astype(values.dtype, copy=False), (
+                np.cumsum(seen, dtype=np.int32) - np.int32(1)
+            )[place]
+    return np.unique(values, return_inverse=True)
 
 
 def split_task_column(X, task_column):
@@ -318,7 +334,7 @@ def encode_classes(observations, known=None, earlier=None):
     """
     labels = observations.target
     try:
-        classes, code = np.unique(labels, return_inverse=True)
+        classes, code = distinct(labels)
     except TypeError:
         raise ValueError(
             "y mixes labels of different types (for example str and int); use one type"
@@ -538,12 +554,22 @@ def _check_weight(sample_weight, shape, needed=None):
 
 
 def _in_task_order(X, row, code, target, weight, labels, form):
-    n_tasks = len(labels)
+    """`row` and `weight` may be None: each row once, and weights of one."""
+    n_tasks, order = len(labels), None
     if len(code) and (np.diff(code) < 0).any():
-        order = np.argsort(code, kind="stable")
-        row, code, target, weight = row[order], code[order], target[order], weight[order]
+        order = _stable_order(code)
+        target = target[order]
+        row = order if row is None else row[order]
+        weight = weight if weight is None else weight[order]
+    counts = np.bincount(code, minlength=n_tasks)
     start = np.zeros(n_tasks + 1, dtype=np.int64)
-    np.cumsum(np.bincount(code, minlength=n_tasks), out=start[1:])
+    np.cumsum(counts, out=start[1:])
+    if order is not None:
+        code = np.repeat(np.arange(n_tasks, dtype=np.int32), counts)
+    if row is None:
+        row = np.arange(len(code), dtype=np.int64)
+    if weight is None:
+        weight = np.ones(len(code))
     return Observations(
         X,
         np.ascontiguousarray(row, dtype=np.int64),
@@ -554,3 +580,12 @@ def _in_task_order(X, row, code, target, weight, labels, form):
         labels,
         form,
     )
+
+
+def _stable_order(code):
+    """``np.argsort(code, kind="stable")`` of codes from 0, by digits of 16 bits: those have a radix
+    sort in NumPy, which is ten times as fast."""
+    order = np.argsort(code.astype(np.uint16), kind="stable")
+    if code.max() >= 1 << 16:
+        order = order[np.argsort((code[order] >> 16).astype(np.uint16), kind="stable")]
+    return order

@@ -26,8 +26,16 @@
 RIDGE_ROWS_TABLE(float, _f32)
 RIDGE_ROWS_TABLE(double, _f64)
 
+/* Rows of X to fetch while those before them are multiplied, a cache line at a time. */
 typedef struct {
-    void (*update)(const double *packed, ptrdiff_t n, ptrdiff_t stride, double *gram, ptrdiff_t p);
+    const char *X;
+    const int64_t *row;
+    ptrdiff_t n, row_bytes, at;
+} ridge_fetch;
+
+typedef struct {
+    void (*update)(const double *packed, ptrdiff_t n, ptrdiff_t stride, double *gram, ptrdiff_t p,
+                   ridge_fetch next);
     void (*finish)(double *gram, ptrdiff_t p, ptrdiff_t d, int centred);
     void (*eliminate)(const double *gram, ptrdiff_t p, ptrdiff_t own, double scale, double *work,
                       double *left);

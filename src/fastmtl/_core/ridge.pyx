@@ -32,8 +32,13 @@ cdef extern from "ridge.h" nogil:
         void (*scatter)(const double *, const int32_t *, const int64_t *, ptrdiff_t,
                         const int64_t *, const double *, const double *, ptrdiff_t, double *,
                         ptrdiff_t) noexcept nogil
+    ctypedef struct ridge_fetch:
+        const char *X
+        const int64_t *row
+        ptrdiff_t n, row_bytes, at
     ctypedef struct ridge_table_f64:
-        void (*update)(const double *, ptrdiff_t, ptrdiff_t, double *, ptrdiff_t) noexcept nogil
+        void (*update)(const double *, ptrdiff_t, ptrdiff_t, double *, ptrdiff_t,
+                       ridge_fetch) noexcept nogil
         void (*finish)(double *, ptrdiff_t, ptrdiff_t, int) noexcept nogil
         void (*eliminate)(const double *, ptrdiff_t, ptrdiff_t, double, double *,
                           double *) noexcept nogil
@@ -70,6 +75,10 @@ cdef void sum_rows(const real *X, const Samples *at, ptrdiff_t task, ptrdiff_t b
     # Adds the upper triangle of Σ w z zᵀ over samples of one task.
     cdef ptrdiff_t i, n, filled = 0, stride = ridge_stride(at.p)
     cdef const real *origin = NULL
+    cdef ridge_fetch following
+    following.X = <const char *>X
+    following.row_bytes = at.d * sizeof(real)
+    following.at = 0
     if at.indptr != NULL:
         for i in range(begin, end):
             filled += at.indptr[at.row[i] + 1] - at.indptr[at.row[i]]
@@ -105,8 +114,12 @@ cdef void sum_rows(const real *X, const Samples *at, ptrdiff_t task, ptrdiff_t b
                 ridge_rows_of_f64(simd_level).pack(
                     X, at.d, at.row + begin, origin, at.weight + begin, at.target + begin, n,
                     stride, packed)
-        ridge_pick(simd_level).update(packed, n, stride, gram, at.p)
         begin += n
+        following.row = at.row + begin
+        following.n = 0
+        if at.indptr == NULL:
+            following.n = min(PACKED_ROWS, at.task_start[at.n_tasks] - begin)
+        ridge_pick(simd_level).update(packed, n, stride, gram, at.p, following)
 
 
 cdef void sum_part(const real *X, const Samples *at, ptrdiff_t begin, ptrdiff_t end,

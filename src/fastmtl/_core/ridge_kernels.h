@@ -12,11 +12,6 @@ static void NAME(pack_)(
     const double *target, ptrdiff_t n, ptrdiff_t stride, double *packed) {
     for (ptrdiff_t i = 0; i < n; i++, packed += stride) {
         const real *x = X + row[i] * d;
-#if defined(__GNUC__)
-        if (i + 8 < n)
-            for (ptrdiff_t k = 0; k < d; k += 64 / (ptrdiff_t)sizeof(real))
-                __builtin_prefetch(X + row[i + 8] * d + k);
-#endif
         const double root = sqrt(weight[i]);
         if (origin)
             for (ptrdiff_t k = 0; k < d; k++) packed[k] = root * ((double)x[k] - (double)origin[k]);
@@ -79,15 +74,29 @@ const RIDGE_ROWS NAME(ridge_rows) = {NAME(pack_), NAME(pack_sparse_), NAME(scatt
 #define TILE_VECS 2
 #endif
 
+static inline __attribute__((always_inline)) void NAME(fetch_line)(ridge_fetch *next) {
+    if (next->n == 0) return;
+#if defined(__GNUC__)
+    __builtin_prefetch(next->X + *next->row * next->row_bytes + next->at);
+#endif
+    next->at += 64;
+    if (next->at < next->row_bytes) return;
+    next->at = 0;
+    next->row++;
+    next->n--;
+}
+
 static inline __attribute__((always_inline)) void NAME(tile)(
     const double *A, ptrdiff_t a_step, ptrdiff_t a_row, const double *B, ptrdiff_t b_step,
-    ptrdiff_t n, double *C, ptrdiff_t c_step, const int vecs, const int subtract) {
+    ptrdiff_t n, double *C, ptrdiff_t c_step, const int vecs, const int subtract,
+    ridge_fetch *next) {
     vec sum[TILE_ROWS][TILE_VECS];
 #pragma GCC unroll 8
     for (int r = 0; r < TILE_ROWS; r++)
 #pragma GCC unroll 4
         for (int v = 0; v < vecs; v++) sum[r][v] = load(C + r * c_step + v * LANES);
     for (ptrdiff_t k = 0; k < n; k++) {
+        if (next) NAME(fetch_line)(next);
         vec b[TILE_VECS];
 #pragma GCC unroll 4
         for (int v = 0; v < vecs; v++) b[v] = load(B + k * b_step + v * LANES);
@@ -110,21 +119,24 @@ static inline __attribute__((always_inline)) void NAME(tile)(
 /* TILE_ROWS rows of C, of any multiple of LANES columns. */
 static inline __attribute__((always_inline)) void NAME(band)(
     const double *A, ptrdiff_t a_step, ptrdiff_t a_row, const double *B, ptrdiff_t b_step,
-    ptrdiff_t n, double *C, ptrdiff_t c_step, ptrdiff_t columns, const int subtract) {
+    ptrdiff_t n, double *C, ptrdiff_t c_step, ptrdiff_t columns, const int subtract,
+    ridge_fetch *next) {
     ptrdiff_t j = 0;
     for (; j + TILE_VECS * LANES <= columns; j += TILE_VECS * LANES)
-        NAME(tile)(A, a_step, a_row, B + j, b_step, n, C + j, c_step, TILE_VECS, subtract);
+        NAME(tile)(A, a_step, a_row, B + j, b_step, n, C + j, c_step, TILE_VECS, subtract, next);
     if (TILE_VECS > 2 && j + 2 * LANES <= columns) {
-        NAME(tile)(A, a_step, a_row, B + j, b_step, n, C + j, c_step, 2, subtract);
+        NAME(tile)(A, a_step, a_row, B + j, b_step, n, C + j, c_step, 2, subtract, next);
         j += 2 * LANES;
     }
-    if (j < columns) NAME(tile)(A, a_step, a_row, B + j, b_step, n, C + j, c_step, 1, subtract);
+    if (j < columns) NAME(tile)(A, a_step, a_row, B + j, b_step, n, C + j, c_step, 1, subtract, next);
 }
 
 static void NAME(update_)(
-    const double *packed, ptrdiff_t n, ptrdiff_t stride, double *gram, ptrdiff_t p) {
+    const double *packed, ptrdiff_t n, ptrdiff_t stride, double *gram, ptrdiff_t p,
+    ridge_fetch next) {
     for (ptrdiff_t i = 0; i < p; i += TILE_ROWS)
-        NAME(band)(packed + i, stride, 1, packed + i, stride, n, gram + i * p + i, p, p - i, 0);
+        NAME(band)(
+            packed + i, stride, 1, packed + i, stride, n, gram + i * p + i, p, p - i, 0, &next);
 }
 
 /* Both triangles from the upper; where `centred`, all but the constant's row about the means. */
@@ -168,7 +180,7 @@ static void NAME(add_)(const double *x, double factor, double *y, ptrdiff_t n) {
 static void NAME(factor)(double *rows, ptrdiff_t size, ptrdiff_t width, ptrdiff_t stride) {
     for (ptrdiff_t i = 0; i < size; i += TILE_ROWS) {
         double *block = rows + i * stride;
-        NAME(band)(rows + i, stride, 1, rows + i, stride, i, block + i, stride, width - i, 1);
+        NAME(band)(rows + i, stride, 1, rows + i, stride, i, block + i, stride, width - i, 1, NULL);
         for (int r = 0; r < TILE_ROWS; r++) {
             double *line = block + r * stride;
             const double pivot = line[i + r], inverse = pivot > 0 ? 1 / sqrt(pivot) : 0;
@@ -188,7 +200,7 @@ static void NAME(back)(double *rows, ptrdiff_t size, ptrdiff_t width, ptrdiff_t 
         const ptrdiff_t after = i + TILE_ROWS;
         NAME(band)(
             block + after, 1, stride, rows + after * stride + size, stride, size - after,
-            block + size, stride, width - size, 1);
+            block + size, stride, width - size, 1, NULL);
         for (int r = TILE_ROWS - 1; r >= 0; r--) {
             double *line = block + r * stride;
             const vec inverse = splat(line[i + r]);
@@ -207,10 +219,9 @@ static ptrdiff_t NAME(prepare)(
     const ptrdiff_t size = (own + 7) / 8 * 8, stride = ridge_stride(size + more);
     for (ptrdiff_t i = 0; i < size; i++) {
         double *line = work + i * stride;
-        for (ptrdiff_t j = 0; j < size; j++)
-            line[j] = i < own && j < own ? scale * gram[i * p + j] : 0;
+        memset(line + i, 0, (size_t)(size + more - i) * sizeof(double));
+        if (i < own) NAME(add_)(gram + i * p + i, scale, line + i, own - i);
         line[i] += 1;
-        memset(line + size, 0, (size_t)more * sizeof(double));
     }
     return size;
 }
@@ -232,6 +243,10 @@ static void NAME(eliminate_)(
         memcpy(left + i * p, work + i * stride + size, (size_t)p * sizeof(double));
     for (ptrdiff_t i = own; i < p; i++) {
         double *line = left + i * p;
+        if (gram[i * p + i] == 0) {
+            memset(line, 0, (size_t)p * sizeof(double));
+            continue;
+        }
         for (ptrdiff_t j = 0; j < own; j++) line[j] = left[j * p + i];
         for (ptrdiff_t j = own; j < p; j++) line[j] = gram[i * p + j];
         for (ptrdiff_t k = 0; k < own; k++) {
