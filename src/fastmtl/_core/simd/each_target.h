@@ -19,6 +19,10 @@
 #include <math.h>
 #include "simd/levels.h"
 
+#if !defined(__GNUC__)
+#define __attribute__(list)
+#endif
+
 #define JOIN_(a, b, c) a##b##c
 #define JOIN(a, b, c) JOIN_(a, b, c)
 #define NAME(f) JOIN(f, DTYPE_SUFFIX, TARGET_SUFFIX)
