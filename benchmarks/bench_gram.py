@@ -22,15 +22,16 @@ import fastmtl
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 N_PRODUCT, D_PRODUCT = 20_000, 16
-SETTLE = 0.06  # seconds of untimed calls before a timed one
+SPAN = 0.1  # seconds for which a candidate is called in its turn, untimed and then timed
 
 
-def interleaved(candidates, repeats, calls=1, settle=SETTLE):
-    """Median seconds of each candidate, called in an order that changes from round to round.
+def interleaved(candidates, repeats, span=SPAN):
+    """Median seconds of a call of each candidate, in an order that changes from round to round.
 
-    Before it is timed, each candidate is called untimed for `settle` seconds. Threads of BLAS go on
-    spinning for tens of milliseconds after a product, on the cores of what is called next, and
-    threads that slept may be woken all on one core: both are over by then, for every candidate.
+    In its turn a candidate is called for `span` seconds untimed, then for as long timed, and at
+    least once. Threads of BLAS go on spinning for tens of milliseconds after a product, on the
+    cores of what is called next, and threads that slept may be woken all on one core: both are over
+    by then, for every candidate.
     """
     order, names = random.Random(0), list(candidates)
     seconds = {name: [] for name in candidates}
@@ -39,13 +40,14 @@ def interleaved(candidates, repeats, calls=1, settle=SETTLE):
     for _ in range(repeats):
         order.shuffle(names)
         for name in names:
-            settled = time.perf_counter() + settle
+            settled = time.perf_counter() + span
             while time.perf_counter() < settled:
                 candidates[name]()
-            for _ in range(calls):
-                began = time.perf_counter()
+            began = now = time.perf_counter()
+            while now <= began + span:
                 candidates[name]()
-                seconds[name].append(time.perf_counter() - began)
+                last, now = now, time.perf_counter()
+                seconds[name].append(now - last)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
@@ -88,7 +90,7 @@ def missing(name, reason="it is not installed", _said=set()):  # noqa: B006 (sai
         _said.add(name)
 
 
-def row(n, d, dtype, repeats, calls=1, peers=True):
+def row(n, d, dtype, repeats, peers=True):
     rng = np.random.default_rng(0)
     X = (rng.normal(size=(n, d)) / np.sqrt(d)).astype(dtype)
     Y = (rng.normal(size=(n, d)) / np.sqrt(d)).astype(dtype)
@@ -103,7 +105,7 @@ def row(n, d, dtype, repeats, calls=1, peers=True):
         candidates["numpy"] = lambda: numpy_expression(X, Y, out)
         candidates["scikit-learn"] = lambda: sklearn_sigmoid_kernel(X, Y)
         candidates.update(optional_peers(X, Y, out))
-    return interleaved(candidates, repeats, calls)
+    return interleaved(candidates, repeats)
 
 
 def product_data(dtype):
@@ -139,7 +141,7 @@ def products(dtype, rows=512):
         missing("KeOps", f"{type(error).__name__}: {error}".splitlines()[0])
     else:
         candidates["keops"] = by_keops
-    return interleaved(candidates, 3, settle=0)
+    return interleaved(candidates, 3, span=0)
 
 
 def peak_of_product(dtype):
@@ -167,26 +169,55 @@ def print_peak(dtype):
 
 def sweep(n, repeats):
     """Plot the ratios against d."""
+    features = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024]
+    ratios = {}
+    for dtype in (np.float64, np.float32):
+        rows = [row(n, d, dtype, repeats) for d in features]
+        ratios[np.dtype(dtype).name] = {
+            name: [seconds[name] / seconds["gemm"] for seconds in rows] for name in rows[0]
+        }
+    RESULTS.mkdir(exist_ok=True)
+    plot(features, ratios, n, RESULTS / "gram_sweep.png")
+    print(f"plot in {RESULTS / 'gram_sweep.png'}")
+
+
+def plot(features, ratios, n, path):
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    features = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024]
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), sharey=True, layout="constrained")
-    for axis, dtype in zip(axes, (np.float64, np.float32)):
-        rows = [row(n, d, dtype, repeats) for d in features]
-        for name in rows[0]:
-            ratios = [seconds[name] / seconds["gemm"] for seconds in rows]
-            style = "k--" if name == "gemm" else "o-"
-            axis.plot(features, ratios, style, markersize=3, label=name)
-        axis.set(xscale="log", yscale="log", xlabel="features d", title=np.dtype(dtype).name)
+    labels = {
+        "gemm": "plain product, np.dot",
+        "fastmtl": "fastmtl",
+        "symmetric": "fastmtl, symmetric",
+        "fresh": "fastmtl, fresh output",
+        "numpy": "NumPy expression",
+        "torch": "PyTorch",
+    }
+    styles = {
+        "gemm": {"color": "black", "linestyle": "--"},
+        "fastmtl": {"color": "C3", "linewidth": 2.5},
+        "symmetric": {"color": "C3", "linestyle": ":", "linewidth": 2.5},
+        "fresh": {"color": "C3", "linewidth": 1},
+        "torch": {"color": "C4", "marker": "o", "markersize": 3, "linewidth": 1},
+    }
+    figure, axes = plt.subplots(1, 2, figsize=(9, 4), sharey=True, layout="constrained")
+    for axis, (dtype, lines) in zip(axes, ratios.items()):
+        for name, values in lines.items():
+            style = styles.get(name, {"marker": "o", "markersize": 3, "linewidth": 1})
+            axis.plot(features, values, label=labels.get(name, name), **style)
+        axis.set_xscale("log", base=2)
+        axis.set_yscale("log")
+        axis.set_xticks(features[::2], features[::2])
+        axis.set_yticks([0.25, 0.5, 1, 2, 4, 8, 16], ["¼", "½", "1", "2", "4", "8", "16"])
+        axis.minorticks_off()
+        axis.set(xlabel="features d", title=dtype)
         axis.grid(alpha=0.3)
-    axes[0].set_ylabel(f"time relative to the plain product, n = m = {n}")
-    axes[0].legend(fontsize="small")
-    RESULTS.mkdir(exist_ok=True)
-    figure.savefig(RESULTS / "gram_sweep.png", dpi=150)
-    print(f"plot in {RESULTS / 'gram_sweep.png'}")
+    axes[0].set_ylabel(f"time / time of the plain product, n = m = {n}")
+    handles, names = axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside right center", fontsize="small", frameon=False)
+    figure.savefig(path, dpi=90)
 
 
 def main():
@@ -224,7 +255,7 @@ def main():
             f"{keops} than KeOps ({1e3 * seconds['operator']:.0f} ms, "
             f"{peak_of_product(dtype):.1f} MB of peak memory)"
         )
-    small = row(256, 32, np.float64, options.repeats, calls=100, peers=False)
+    small = row(256, 32, np.float64, options.repeats, peers=False)
     print(
         f"\n256 x 256, d = 32: {small['fastmtl'] / small['gemm']:.2f} of the plain product "
         f"({1e6 * small['gemm']:.0f} us)"
