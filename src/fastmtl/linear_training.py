@@ -441,7 +441,9 @@ def _spreads(problem, state):
 
 
 def _check_finite(model, objective, state, epoch):
-    if np.isfinite(objective) and np.isfinite(state.specific.sum()):
+    # The penalty has seen all but the intercepts.
+    intercepts = state.specific.reshape(-1)[state.vector_start[1:] - 1]
+    if np.isfinite(objective) and np.isfinite(intercepts.sum()):
         return
     remedy = (
         "lower eta0, or use learning_rate='auto'"
