@@ -81,11 +81,16 @@ def _quasi_newton(loss, parameter, y, features, alpha, start):
     return minimize(objective, start, jac=True, method="BFGS", options={"gtol": 1e-9}).x
 
 
-def test_log_loss_with_a_shared_intercept_is_logistic_regression():
+@pytest.mark.parametrize("solver", ["dual", "saga"])
+def test_log_loss_with_a_shared_intercept_is_logistic_regression(solver):
     X, y, task = data()
     y, alpha = y > 0.5, 0.02
     model = MultiTaskSGDClassifier(
-        alpha=alpha, coupling=TaskCoupling.mean(KAPPA), task_intercept="shared", **EXACT
+        alpha=alpha,
+        solver=solver,
+        coupling=TaskCoupling.mean(KAPPA),
+        task_intercept="shared",
+        **EXACT,
     ).fit(X, y, tasks=task)
     peer = LogisticRegression(C=1 / (alpha * len(y)), solver="newton-cholesky", tol=1e-12)
     peer.fit(easy_adapt(X, task), y)
@@ -93,10 +98,11 @@ def test_log_loss_with_a_shared_intercept_is_logistic_regression():
     np.testing.assert_allclose(scores(model, X, task), want, atol=1e-6)
 
 
-def test_squared_hinge_is_linear_svc():
+@pytest.mark.parametrize("solver", ["dual", "saga"])
+def test_squared_hinge_is_linear_svc(solver):
     X, y, task = data()
     y, alpha = y > 0, 0.02
-    model = MultiTaskSGDClassifier(loss="squared_hinge", **settings(alpha), **EXACT)
+    model = MultiTaskSGDClassifier(loss="squared_hinge", solver=solver, **settings(alpha), **EXACT)
     model.fit(X, y, tasks=task)
     peer = LinearSVC(C=1 / (alpha * len(y)), fit_intercept=False, tol=1e-12, max_iter=100_000)
     peer.fit(easy_adapt(X, task), y)
@@ -104,19 +110,23 @@ def test_squared_hinge_is_linear_svc():
     np.testing.assert_allclose(scores(model, X, task), want, atol=1e-6)
 
 
+@pytest.mark.parametrize("solver", ["dual", "saga"])
 @pytest.mark.parametrize(
     ("loss", "target"), [("squared_epsilon_insensitive", "real"), ("modified_huber", "sign")]
 )
-def test_the_other_smooth_losses_are_at_the_minimum_that_a_quasi_newton_method_finds(loss, target):
+def test_the_other_smooth_losses_are_at_the_minimum_that_a_quasi_newton_method_finds(
+    loss, target, solver
+):
     X, y, task = data()
     features, alpha, parameter = easy_adapt(X, task), 0.02, 0.3
     code = np.where(y > 0, 1.0, -1.0) if target == "sign" else y
     start = np.zeros(features.shape[1])
     found = _quasi_newton(loss, parameter, code, features, alpha, start)
     if target == "sign":
-        model = MultiTaskSGDClassifier(loss=loss, **settings(alpha), **EXACT)
+        model = MultiTaskSGDClassifier(loss=loss, solver=solver, **settings(alpha), **EXACT)
     else:
-        model = MultiTaskSGDRegressor(loss=loss, epsilon=0.3, **settings(alpha), **EXACT)
+        more = {"epsilon": 0.3, **settings(alpha), **EXACT}
+        model = MultiTaskSGDRegressor(loss=loss, solver=solver, **more)
     model.fit(X, code, tasks=task)
     np.testing.assert_allclose(scores(model, X, task), features @ found, atol=1e-6)
 
@@ -131,14 +141,17 @@ def test_poisson_is_poisson_regressor():
     model.fit(X, y, tasks=task)
     best = value("poisson", 0.0, y, features @ peer.coef_)[0].mean()
     best += 0.5 * alpha * peer.coef_ @ peer.coef_
-    # Nothing bounds the loss's curvature, so it has SGD alone, whose last digits are slow to come.
+    # Nothing bounds the loss's curvature; the last digits of SGD are slow to come.
     assert best - 1e-9 <= model.history_[-1]["objective"] <= best + 1e-6
     np.testing.assert_allclose(scores(model, X, task), features @ peer.coef_, atol=1e-3)
+    model.set_params(solver="dual", **EXACT).fit(X, y, tasks=task)
+    np.testing.assert_allclose(scores(model, X, task), features @ peer.coef_, atol=1e-6)
 
 
 @pytest.mark.parametrize("loss", ["quantile", "epsilon_insensitive", "hinge"])
 def test_losses_with_kinks_come_to_the_objective_of_an_exact_solver(loss):
-    # SGD cannot rest on a kink: its last digits are those of its last rate, so values are compared.
+    # SGD cannot rest on a kink: its last digits are those of its last rate, so values are compared,
+    # and scores with those of the dual, which can.
     X, y, task = data()
     features, alpha = easy_adapt(X, task), 0.05
     if loss == "quantile":
@@ -161,6 +174,9 @@ def test_losses_with_kinks_come_to_the_objective_of_an_exact_solver(loss):
     model.fit(X, code, tasks=task)
     got = model.history_[-1]["objective"]
     assert best * (1 - 1e-7) <= got <= best * (1 + 1e-5)
+    model.set_params(solver="dual", **EXACT).fit(X, code, tasks=task)
+    np.testing.assert_allclose(model.history_[-1]["objective"], best, rtol=1e-9)
+    np.testing.assert_allclose(scores(model, X, task), features @ found, atol=1e-4)
 
 
 def _exact(loss, parameter, y, features, alpha):

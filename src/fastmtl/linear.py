@@ -195,7 +195,7 @@ class _MultiTaskSGD(TaskRelations, OnnxMixin, BaseEstimator):
         check_number(self, "validation_fraction", low=0.0, high=1.0, open_low=True)
         if as_point_loss(self.loss) is None:
             check_word(self, "loss", self._losses)
-        check_word(self, "solver", ("auto", "cholesky", "saga", "sgd"))
+        check_word(self, "solver", ("auto", "cholesky", "dual", "saga", "sgd"))
         check_word(self, "sampling", ("uniform", "task", "balanced", "block"))
         check_word(self, "task_intercept", ("coupled", "free", "shared"))
         check_word(self, "unseen_tasks", ("shared", "error"))
@@ -225,6 +225,11 @@ class _MultiTaskSGD(TaskRelations, OnnxMixin, BaseEstimator):
             )
         if self.solver == "cholesky":
             self._check_direct()
+        if self.solver == "dual" and not self._takes_dual():
+            raise ValueError(
+                f"alpha is {self.alpha:g}, shared_penalty {self.shared_penalty!r}, task_penalty "
+                f"{self.task_penalty!r}; solver='dual' takes a positive alpha and 'l2'"
+            )
         resolve_coupling(self.coupling)
         resolve_threads(self.n_threads)
         as_callbacks(self.callbacks)
@@ -245,6 +250,11 @@ class _MultiTaskSGD(TaskRelations, OnnxMixin, BaseEstimator):
                 )
         if self.alpha == 0:
             raise ValueError("alpha is 0; solver='cholesky' needs a positive alpha, use 'saga'")
+
+    def _takes_dual(self):
+        """Whether the objective has the dual; that a user's own loss is convex, only users know."""
+        known = self.solver == "dual" or isinstance(self.loss, str)
+        return known and self.alpha > 0 and self.shared_penalty == self.task_penalty == "l2"
 
     def _is_direct(self, observations, factors):
         """Whether the fit is solved directly: as asked, or because that costs less than epochs."""
@@ -592,17 +602,21 @@ class MultiTaskSGDRegressor(RegressorMixin, _MultiTaskSGD):
         How tasks share: ``"mean"`` is one shared vector plus a task's own, ``"independent"`` is one
         model per task, ``"pooled"`` one model for all; ``"learn"`` finds the tasks' relations
         from the data (:meth:`TaskCoupling.learn`).
-    solver : {"auto", "cholesky", "saga", "sgd"}, default="auto"
+    solver : {"auto", "cholesky", "dual", "saga", "sgd"}, default="auto"
         ``"cholesky"`` solves for the exact minimum: squared error with l2 penalties and a positive
         alpha, in one pass over X that costs d²/2 multiplications a sample and d³ a task. It has no
         epochs (`n_iter_` is 1), no use for a warm start, and takes neither `early_stopping` nor
         `callbacks`. The others draw a random sample per step. ``"saga"`` [2]_ remembers each
         sample's last derivative (a number per label and class) and so converges linearly to the
-        exact minimum, without a rate to tune, where the loss is smooth. ``"sgd"`` takes any loss,
-        streams, and has an epoch in half the time, but nears the minimum only as its rate decays.
+        exact minimum, without a rate to tune, where the loss is smooth. ``"dual"`` [3]_ maximises
+        the dual in one sample's slope after the other: exactly, for any convex loss, kinks and
+        ``"poisson"`` included, whatever the rows' lengths, with l2 penalties and a positive alpha;
+        a weak alpha makes it slow. ``"sgd"`` takes any loss, streams, and has an epoch in half the
+        time, but nears the minimum only as its rate decays.
         ``"auto"`` takes ``"cholesky"`` where it applies and costs less than ten epochs of
         ``"saga"``, as it does up to some 250 features with as many samples a task, unless
-        ``tol=None`` or `sampling` asks for epochs; else ``"saga"`` for a smooth loss, unless
+        ``tol=None`` or `sampling` asks for epochs; else, for a smooth loss, ``"dual"`` where
+        the penalty is strong or some rows are much longer than others, or ``"saga"``, unless
         something is set that ``"sgd"`` alone has: `sampling` by task, `learning_rate`, `eta0`,
         `average`, `clip_gradient` or (here) `n_threads`. `partial_fit` always uses ``"sgd"``.
     sampling : {"uniform", "task", "balanced", "block"}, default="uniform"
@@ -631,7 +645,9 @@ class MultiTaskSGDRegressor(RegressorMixin, _MultiTaskSGD):
     tol : float or None, default=1e-4
         ``"sgd"`` stops when the objective's relative change stays within `tol` for
         `n_iter_no_change` epochs; ``"saga"`` when the length of the objective's gradient is `tol`
-        times that of a typical sample. None runs `max_iter` epochs and spares the check.
+        times that of a typical sample; ``"dual"`` when the objective is sure to be as near the
+        least as such a gradient implies, and within `tol` of it, relative. None runs `max_iter`
+        epochs and spares the check.
     n_iter_no_change : int, default=5
         See `tol` and `early_stopping`.
     early_stopping : bool, default=False
@@ -717,6 +733,8 @@ class MultiTaskSGDRegressor(RegressorMixin, _MultiTaskSGD):
     .. [1] T. Evgeniou and M. Pontil, "Regularized multi-task learning", KDD 2004.
     .. [2] A. Defazio, F. Bach and S. Lacoste-Julien, "SAGA: a fast incremental gradient method",
        NeurIPS 2014.
+    .. [3] S. Shalev-Shwartz and T. Zhang, "Stochastic dual coordinate ascent methods for
+       regularized loss minimization", JMLR 14, 2013.
 
     Examples
     --------
@@ -920,8 +938,9 @@ class MultiTaskSGDClassifier(ClassifierMixin, _MultiTaskSGD):
         See :class:`MultiTaskSGDRegressor`.
     coupling : {"mean", "independent", "pooled", "learn"} or TaskCoupling, default="mean"
         How tasks share; see :class:`MultiTaskSGDRegressor`.
-    solver : {"auto", "saga", "sgd"}, default="auto"
-        See :class:`MultiTaskSGDRegressor`; its ``"cholesky"`` has no loss of a classifier.
+    solver : {"auto", "dual", "saga", "sgd"}, default="auto"
+        See :class:`MultiTaskSGDRegressor`; its ``"cholesky"`` has no loss of a classifier, and
+        ``"dual"`` no softmax.
     sampling : {"uniform", "task", "balanced", "block"}, default="uniform"
         Draw samples evenly, a task first, a task and then a class, or from one block of rows after
         the other.

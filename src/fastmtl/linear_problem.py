@@ -305,7 +305,7 @@ def describe(model, observations, classes, state, factors, solver):
         kind == "free",
         chance,
         by_task,
-        pool if solver == "sgd" and model.sampling == "uniform" and n >= 16 * pool else 0,
+        pool if solver != "saga" and model.sampling == "uniform" and n >= 16 * pool else 0,
         bound,
         schedule,
         _steps_per_call(X, state),

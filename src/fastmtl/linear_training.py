@@ -32,6 +32,7 @@ from fastmtl.monitoring import Best, Epoch, as_callbacks
 from fastmtl.task_columns import ragged
 
 BLOCKS_PER_EPOCH = 16
+EPOCHS_OF_DUAL = 5  # while SAGA gains as much as the longest row is longer than others
 WORTH_MERGING = 20  # multiplications of steps, for each number that threads merge
 
 
@@ -44,16 +45,21 @@ def train(model, training, held_out, state, factors, max_iter, *, partial=False)
         return linear_direct.fit(model, training, state, factors)
     solver = "sgd" if partial else model._iterative()
     problem = describe(model, *training, state, factors, solver)
+    if solver == "saga" and model.solver == "auto" and model._takes_dual() and dual_pays(problem):
+        solver = "dual"
+        problem = describe(model, *training, state, factors, solver)
     if max_iter > 2:
         problem.pack()
     judge = None if held_out is None else describe(model, *held_out, state, factors, "sgd")
     rng = check_random_state(model.random_state)
     if partial and state.steps:
         rng = np.random.RandomState((rng.randint(2**31) + state.steps) % 2**32)
-    team = Team(problem, 1 if solver == "saga" else problem.n_threads)
+    team = Team(problem, problem.n_threads if solver == "sgd" else 1)
     if solver == "saga":
         _divide(problem, state, factors)
         run, settled = _saga(problem, state, model.tol)
+    elif solver == "dual":
+        run, settled = _dual(problem, state, model.tol)
     else:
         run, settled = _sgd(problem, state, model, team)
     adaptive = solver == "sgd" and model.learning_rate == "adaptive"
@@ -80,7 +86,8 @@ def train(model, training, held_out, state, factors, max_iter, *, partial=False)
                 answer = state.averaged()
                 loss = problem.loss_value(answer) if exact else total / len(problem.samples)
                 entry = {"epoch": epoch, "objective": loss + problem.penalty_value(answer)}
-                _check_finite(model, entry["objective"], answer, epoch)
+                if solver != "dual":  # which cannot diverge, but may begin far off
+                    _check_finite(model, entry["objective"], answer, epoch)
                 if judge is not None:
                     entry["validation_loss"] = judge.loss_value(answer)
                 entry["seconds"] = time.perf_counter() - began
@@ -300,6 +307,90 @@ def _saga(problem, state, tol):
         return problem.gradient_norm(state, averages) <= max(tol, reachable) * typical[0]
 
     return run, settled
+
+
+def dual_pays(problem):
+    """Whether the dual is solved sooner than SAGA nears the minimum.
+
+    What slows SAGA down is the longest row, which all steps are short for; the dual has a step for
+    each row, and is slowed down by a weak penalty alone.
+    """
+    if problem.arguments[2][0] < 0:
+        return False
+    curvature = problem.smoothness * problem.samples["weight"] * problem.samples["curvature"]
+    steep = curvature.mean() / (problem.alpha * len(curvature))
+    return steep * curvature.mean() <= EPOCHS_OF_DUAL * curvature.max()
+
+
+def _dual(problem, state, tol):
+    samples, n = problem.samples, len(problem.samples)
+    if problem.arguments[2][0] < 0:
+        raise ValueError(
+            "a task has more than two classes, which make a softmax; solver='dual' takes losses "
+            "of one score, use 'saga' or 'sgd'"
+        )
+    memory = np.zeros((n, 2))
+    if state.shared.any() or state.specific.any():
+        memory[:, 0] = _as_dual(problem, state)
+    pulls = samples["weight"] * memory[:, 0] / n
+    if problem.free:
+        free, at = state.specific.reshape(-1), state.vector_start[1:] - 1
+        pulls = np.bincount(samples["task"], pulls, len(problem.kappa))
+    else:
+        free, at = state.intercept, slice(None)
+        pulls = pulls.sum() if problem.arguments[3][3] in COMMON_INTERCEPT else 0.0
+    # b − c = −Σ w g / (α n) holds throughout
+    center, drawn = free[at] + pulls / problem.alpha, 0
+    function = linear_sgd.dual_dense if problem.dense else linear_sgd.dual_csr
+
+    def run(order, bounds):
+        nonlocal drawn
+        order = order[slice(*bounds[0])]
+        if drawn >= n:  # an epoch is over: what held the intercepts back no longer does
+            drift = free[at] - center
+            center[:] = free[at]
+            free[at] += drift
+            drawn = 0
+        drawn += len(order)
+        state.steps += len(order)
+        parameters = state.shared, state.specific, state.intercept
+        return function(*problem.data, samples, order, *parameters, *problem.arguments, memory)
+
+    typical = []
+
+    def settled(objective):
+        """Whether the dual's objective, which is never above the least, is near enough."""
+        if not typical:
+            typical.append(np.mean((samples["weight"] * memory[:, 0]) ** 2 * samples["curvature"]))
+        drift = free[at] - center
+        gap = objective + problem.penalty_value(state) + samples["weight"] @ memory[:, 1] / n
+        gap += problem.alpha * (drift @ free[at] + drift @ drift)
+        # No longer a gradient than SAGA stops at would do: gap <= length² / (2 alpha).
+        enough = min(tol * abs(objective), tol**2 * typical[0] / (2 * problem.alpha))
+        return gap <= max(enough, 50 * np.finfo(state.specific.dtype).eps * abs(objective))
+
+    return run, settled
+
+
+def _as_dual(problem, state):
+    """Dual variables of samples that lead near the state; sets it to where they lead."""
+    slopes, averages = np.zeros(len(problem.samples)), [np.zeros_like(a) for a in state.parameters]
+    _remember(problem, state, slopes, averages)
+    slopes /= problem.samples["weight"]
+    kappa = state.of_heads(problem.kappa[problem.head_task])
+    if problem.free:  # what the intercepts' slopes add up to says nothing about a vector
+        averages[1].reshape(-1)[state.vector_start[1:] - 1] = 0.0
+    to_shared, to_own = -averages[0] / problem.alpha, -averages[1] * kappa / problem.alpha
+    # A share of all slopes is as good a start; this one is nearest to the state.
+    along = np.vdot(to_shared, state.shared) + np.vdot(to_own, state.specific)
+    share = along / max(np.vdot(to_shared, to_shared) + np.vdot(to_own, to_own), 1e-300)
+    share = min(max(share, 0.0), 1.0)
+    own_intercepts = state.specific.reshape(-1)[state.vector_start[1:] - 1].copy()
+    state.shared[...] = share * to_shared
+    state.specific[...] = share * to_own
+    if problem.free:
+        state.specific.reshape(-1)[state.vector_start[1:] - 1] = own_intercepts
+    return share * slopes
 
 
 def _divide(problem, state, factors):

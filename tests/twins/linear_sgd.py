@@ -16,6 +16,7 @@ TOLERANCE = dict.fromkeys(
     ],
     20,
 )
+TOLERANCE |= {"dual_dense": 500, "dual_csr": 500}  # and the trials that find a slope
 SOFTMAX = -1
 
 
@@ -175,6 +176,21 @@ def saga_cases(sparse):
     return cases
 
 
+def dual_cases(sparse):
+    def cases(rng, dtype):
+        for code, kind in itertools.product(range(10), range(4)):
+            n_shared = (code + kind) % 3
+            d = 2 + 5 * n_shared + kind
+            case = problem(rng, dtype, d=d, n_shared=n_shared, kind=kind, code=code, sparse=sparse)
+            case["memory"] = np.zeros((len(case["samples"]), 2))
+            case["penalty"] = (1.0, *case["penalty"][1:])  # scores whose exponential is finite
+            if code == 1:
+                case["loss"] = 0, 0.0, 1.0, USER
+            yield case
+
+    return cases
+
+
 def spreads(rng, dtype, case):
     return (
         rng.uniform(1, 3, size=case["shared"].shape[1:]).astype(dtype),
@@ -273,6 +289,8 @@ CASES = {
     "sgd_general_csr": by_threads(sgd_general_cases(sparse=True)),
     "saga_general_dense": saga_general_cases(sparse=False),
     "saga_general_csr": saga_general_cases(sparse=True),
+    "dual_dense": dual_cases(sparse=False),
+    "dual_csr": dual_cases(sparse=True),
     "losses_dense": losses_cases(sparse=False),
     "losses_csr": losses_cases(sparse=True),
     "point_losses": point_losses,

@@ -83,6 +83,8 @@ cdef extern from "linear_sgd.h" nogil:
         sgd_function saga_csr
         sgd_function sgd_general
         sgd_function saga_general
+        sgd_function dual_dense
+        sgd_function dual_csr
         void (*losses_dense)(const sgd_problem *, double *) noexcept nogil
         void (*losses_csr)(const sgd_problem *, double *) noexcept nogil
         void (*settle)(const sgd_problem *) noexcept nogil
@@ -422,6 +424,42 @@ def saga_csr(data, indices, indptr, position, const sgd_sample[::1] samples,
     P.shared_spread = _address(spreads[0], False)
     P.specific_spread = _address(spreads[1], False)
     return _run(_table(data).saga_csr, &P, order, 0, shared, specific, intercept,
+                _whole(order), False)
+
+
+cdef int _fill_dual(sgd_problem *P, memory) except -1:
+    cdef double[:, ::1] slopes = memory
+    if slopes.shape[1] != 2 or slopes.shape[0] != P.n_samples:
+        raise ValueError("memory must have a row per sample, of slope and conjugate")
+    if P.softmax or P.n_classes != 1 or not P.alpha > 0:
+        raise ValueError("the dual needs one head per task and a positive alpha")
+    P.memory = &slopes[0, 0]
+    return 0
+
+
+def dual_dense(X, const sgd_sample[::1] samples, const int64_t[::1] order, shared, specific,
+               intercept, tuple coupling, tuple heads, tuple loss, tuple penalty, memory):
+    """Run dual coordinate ascent over the samples in `order` on dense rows.
+
+    See :func:`fastmtl.reference.linear_sgd.dual_dense`.
+    """
+    cdef sgd_problem P
+    _fill(&P, X, samples, shared, specific, intercept, coupling, heads, loss, penalty, (1, 0, 0))
+    _fill_dense(&P, X, specific)
+    _fill_dual(&P, memory)
+    return _run(_table(X).dual_dense, &P, order, 0, shared, specific, intercept,
+                _whole(order), False)
+
+
+def dual_csr(data, indices, indptr, position, const sgd_sample[::1] samples,
+             const int64_t[::1] order, shared, specific, intercept, tuple coupling, tuple heads,
+             tuple loss, tuple penalty, memory):
+    """The same on CSR rows."""
+    cdef sgd_problem P
+    _fill(&P, data, samples, shared, specific, intercept, coupling, heads, loss, penalty, (1, 0, 0))
+    _fill_csr(&P, indices, indptr, position, heads, specific)
+    _fill_dual(&P, memory)
+    return _run(_table(data).dual_csr, &P, order, 0, shared, specific, intercept,
                 _whole(order), False)
 
 

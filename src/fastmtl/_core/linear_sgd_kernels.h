@@ -461,6 +461,20 @@ static inline void NAME(fetch)(const void *from, int64_t bytes) {
     for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch((const char *)from + at, 0, 2);
 }
 
+/* Fetches the rows of coming draws; always inline as `fetch_ahead` is. */
+static inline __attribute__((always_inline)) void NAME(fetch_rows)(const sgd_problem *P, const int64_t *order, int64_t k, int64_t count) {
+    if (k + 4 * CSR_AHEAD < count) __builtin_prefetch(P->samples + order[k + 4 * CSR_AHEAD]);
+    if (k + 2 * CSR_AHEAD < count)
+        __builtin_prefetch(P->indptr + P->samples[order[k + 2 * CSR_AHEAD]].row);
+    if (k + CSR_AHEAD < count) {
+        const int64_t row = P->samples[order[k + CSR_AHEAD]].row, begin = P->indptr[row];
+        const int64_t n = P->indptr[row + 1] - begin < CSR_MOST ? P->indptr[row + 1] - begin : CSR_MOST;
+        NAME(fetch)((const real *)P->X + begin, n * (int64_t)sizeof(real) + 64);
+        NAME(fetch)(P->indices + begin, n * (int64_t)sizeof(int32_t) + 64);
+        NAME(fetch)(P->position + begin, n * (int64_t)sizeof(int32_t) + 64);
+    }
+}
+
 static double NAME(sgd_csr)(const sgd_problem *P, const int64_t *order, int64_t count, int64_t step) {
     const real *data = (const real *)P->X;
     real *shared = (real *)P->shared, *specific = (real *)P->specific;
@@ -469,16 +483,7 @@ static double NAME(sgd_csr)(const sgd_problem *P, const int64_t *order, int64_t 
     double *score = P->scratch, *g = P->scratch + P->memory_stride, total = 0.0;
 
     for (int64_t k = 0; k < count; k++, step++) {
-        if (k + 4 * CSR_AHEAD < count) __builtin_prefetch(P->samples + order[k + 4 * CSR_AHEAD]);
-        if (k + 2 * CSR_AHEAD < count)
-            __builtin_prefetch(P->indptr + P->samples[order[k + 2 * CSR_AHEAD]].row);
-        if (k + CSR_AHEAD < count) {
-            const int64_t row = P->samples[order[k + CSR_AHEAD]].row, begin = P->indptr[row];
-            const int64_t n = P->indptr[row + 1] - begin < CSR_MOST ? P->indptr[row + 1] - begin : CSR_MOST;
-            NAME(fetch)(data + begin, n * (int64_t)sizeof(real) + 64);
-            NAME(fetch)(P->indices + begin, n * (int64_t)sizeof(int32_t) + 64);
-            NAME(fetch)(P->position + begin, n * (int64_t)sizeof(int32_t) + 64);
-        }
+        NAME(fetch_rows)(P, order, k, count);
         const sgd_sample *sample = P->samples + order[k];
         const int64_t task = sample->task, first = P->head_start[task];
         const int64_t heads = P->head_start[task + 1] - first;
@@ -674,10 +679,11 @@ static double NAME(saga_csr)(const sgd_problem *P, const int64_t *order, int64_t
 }
 
 #include "linear_sgd_general.h"
+#include "linear_sgd_dual.h"
 
 static const sgd_table NAME(sgd_table) = {
     NAME(sgd_dense), NAME(sgd_csr), NAME(saga_dense), NAME(saga_csr),
-    NAME(sgd_general), NAME(saga_general), NAME(losses_dense), NAME(losses_csr),
+    NAME(sgd_general), NAME(saga_general), NAME(dual_dense), NAME(dual_csr), NAME(losses_dense), NAME(losses_csr),
     NAME(settle),
 };
 #undef PREFETCH_AHEAD

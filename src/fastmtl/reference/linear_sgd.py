@@ -1,4 +1,4 @@
-"""Per-sample SGD and SAGA for linear models with shared and task-specific parameters.
+"""Per-sample SGD, SAGA and dual ascent for linear models with shared and task-specific parameters.
 
 All solvers take the same description of a problem:
 
@@ -46,6 +46,8 @@ import itertools
 import numpy as np
 
 __all__ = [
+    "dual_csr",
+    "dual_dense",
     "find_columns",
     "losses_csr",
     "losses_dense",
@@ -60,6 +62,7 @@ __all__ = [
     "sgd_general_dense",
 ]
 
+SLOPE_ACCURACY, MOST_TRIALS = 1e-4, 60
 SAMPLE = np.dtype(
     [
         ("row", np.int64),
@@ -496,6 +499,108 @@ def saga_csr(
         memory=memory,
         averages=averages,
         spreads=spreads,
+    )
+
+
+def _implicit_slope(at, p, c, g):
+    """g' = ℓ'(p − c (g' − g)), and its conjugate; `at` is the loss of a score and its slope.
+
+    Tried are the root of the secant and, in turn, where the tangents at two scores that enclose the
+    root meet: at a kink between them that is the kink, and tried again it stays where it is.
+    """
+    value_a, slope_a = at(p)
+    gap = slope_a - g
+    if gap == 0:
+        return g, g * p - value_a
+    a, b, enough = p, p - c * gap, SLOPE_ACCURACY * abs(gap)
+    value_b, slope_b = at(b)
+    off_a, off_b, q, value, slope = gap, slope_b - slope_a, b, value_b, slope_b
+    for trial in range(1, MOST_TRIALS):
+        if abs(slope - (g + (p - q) / c)) <= enough:
+            break
+        low, high, near = min(a, b), max(a, b), 1e-13 * (abs(a) + abs(b))
+        with np.errstate(all="ignore"):
+            meet = (value_b - value_a + slope_a * a - slope_b * b) / np.float64(slope_a - slope_b)
+            secant = (a * off_b - b * off_a) / np.float64(off_b - off_a)
+        if abs(meet - a) <= near or abs(meet - b) <= near or high - low <= near:
+            q, value = (a, value_a) if abs(meet - a) <= near else (b, value_b)
+            slope = min(max(g + (p - q) / c, min(slope_a, slope_b)), max(slope_a, slope_b))
+            break
+        q = secant if trial % 2 else meet
+        if not low < q < high:
+            q = 0.5 * (a + b)
+        value, slope = at(q)
+        off = slope - (g + (p - q) / c)
+        if (off > 0) == (off_a > 0):
+            a, value_a, slope_a, off_a, off_b = q, value, slope, off, off_b / 2
+        else:
+            b, value_b, slope_b, off_b, off_a = q, value, slope, off, off_a / 2
+    return slope, slope * q - value
+
+
+def _dual(
+    rows, samples, order, shared, specific, intercept, coupling, heads, loss, penalty, memory
+):
+    (mixing, kappa), (alpha, _, _, kind, _), total = coupling, penalty, 0.0
+    for k in order:
+        sample, task = samples[k], samples[k]["task"]
+        x, own_x = rows(sample["row"], _own_vectors(specific, heads, task).shape[1] - 1)
+        (p,), (v,), _ = _scores(x, own_x, task, shared, specific, intercept, coupling, heads, kind)
+
+        def at(score, y=sample["target"]):
+            return _point_loss(loss[0], loss[1], loss[3])(y, score)
+
+        total += sample["weight"] * at(p)[0]
+        reach = sample["weight"] / (alpha * len(samples))
+        with np.errstate(over="ignore", invalid="ignore"):
+            g, memory[k, 1] = _implicit_slope(at, p, reach * sample["curvature"], memory[k, 0])
+        move = reach * (g - memory[k, 0])
+        memory[k, 0] = g
+        shared[:, 0] -= np.outer(mixing[task] * move, np.append(x, kind == COUPLED))
+        gain = np.full(len(v), kappa[task])
+        gain[-1] = {COUPLED: kappa[task], FREE: 1.0}.get(kind, 0.0)
+        v -= gain * move * np.append(own_x, 1.0)
+        if kind in (SHARED, COUPLED):
+            intercept[0] -= move
+    return total
+
+
+def dual_dense(
+    X, samples, order, shared, specific, intercept, coupling, heads, loss, penalty, memory
+):
+    """Run dual coordinate ascent over the samples in `order`; return the sum of weighted losses.
+
+    `memory` (n, 2) holds each sample's dual variable, the slope g of its loss, and the loss's
+    conjugate there. A step sets g to what maximises the dual: with c = w ‖x‖²_C / (α n), the
+    solution of ``g' = ℓ'(p − c (g' − g))``; then ``s_r ← s_r − B[t,r] w (g' − g) x / (α n)``, and
+    the same for ``v_t`` with κ_t and for intercepts without a penalty, with 1.
+    """
+    rows = _dense_rows(X, specific.shape[1] - 1)
+    return _dual(
+        rows, samples, order, shared, specific, intercept, coupling, heads, loss, penalty, memory
+    )
+
+
+def dual_csr(
+    data,
+    indices,
+    indptr,
+    position,
+    samples,
+    order,
+    shared,
+    specific,
+    intercept,
+    coupling,
+    heads,
+    loss,
+    penalty,
+    memory,
+):
+    """The same on CSR rows."""
+    rows = _csr_rows(data, indices, indptr, position, shared.shape[2] - 1)
+    return _dual(
+        rows, samples, order, shared, specific, intercept, coupling, heads, loss, penalty, memory
     )
 
 

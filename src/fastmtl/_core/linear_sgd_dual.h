@@ -1,0 +1,118 @@
+/* Dual coordinate ascent (Shalev-Shwartz and Zhang, 2013), for any convex loss and l2 penalties.
+ *
+ * A sample's dual variable is the slope g of its loss; with them the parameters are, at any time,
+ *
+ *   s_r = −1/(α n) Σ w B[t,r] g x        v_t = −κ_t/(α n) Σ_t w g x
+ *
+ * and an intercept without a penalty has α/2 (b − c)², whose center c follows b from epoch to epoch
+ * (the method of multipliers). A step maximises the dual in one g, which is where the slope that
+ * the step leads to is g itself: no rate to choose, no bound on the loss's second derivative.
+ */
+#define SLOPE_ACCURACY 1e-4
+#define MOST_TRIALS 60
+
+/* g' = ℓ'(p − c (g' − g)), which lies between g and ℓ'(p); *conjugate: ℓ*(g').
+ *
+ * Tried are the root of the secant and, in turn, where the tangents at two scores that enclose the
+ * root meet: at a kink between them that is the kink, and tried again it stays where it is. */
+static double NAME(implicit_slope)(const point_loss *loss, double y, double p, double c, double g,
+                                   double *conjugate) {
+    double slope_a, slope_b, value_a = point_loss_at(loss, y, p, &slope_a);
+    const double gap = slope_a - g, enough = SLOPE_ACCURACY * fabs(gap);
+    if (!(gap != 0.0)) {
+        *conjugate = g * p - value_a;
+        return g;
+    }
+    double a = p, b = p - c * gap, value_b = point_loss_at(loss, y, b, &slope_b);
+    double off_a = gap, off_b = slope_b - slope_a, q = b, value = value_b, slope = slope_b;
+    for (int trial = 1; fabs(slope - (g + (p - q) / c)) > enough && trial < MOST_TRIALS; trial++) {
+        const double low = fmin(a, b), high = fmax(a, b), near = 1e-13 * (fabs(a) + fabs(b));
+        const double meet = (value_b - value_a + slope_a * a - slope_b * b) / (slope_a - slope_b);
+        if (fabs(meet - a) <= near || fabs(meet - b) <= near || high - low <= near) {
+            q = fabs(meet - a) <= near ? a : b;
+            value = q == a ? value_a : value_b;
+            slope = fmin(fmax(g + (p - q) / c, fmin(slope_a, slope_b)), fmax(slope_a, slope_b));
+            break;
+        }
+        q = trial % 2 ? (a * off_b - b * off_a) / (off_b - off_a) : meet;
+        if (!(q > low && q < high)) q = 0.5 * (a + b);
+        value = point_loss_at(loss, y, q, &slope);
+        const double off = slope - (g + (p - q) / c);
+        if ((off > 0) == (off_a > 0)) {
+            a = q, value_a = value, slope_a = slope, off_a = off, off_b *= 0.5;
+        } else {
+            b = q, value_b = value, slope_b = slope, off_b = off, off_a *= 0.5;
+        }
+    }
+    *conjugate = slope * q - value;
+    return slope;
+}
+
+/* Renews what is remembered of a sample; returns how far its row enters the parameters. */
+static inline double NAME(dual_move)(const sgd_problem *P, int64_t i, double score, double *total) {
+    const sgd_sample *z = P->samples + i;
+    double *slope = P->memory + 2 * i, ignored;
+    const double reach = z->weight / (P->alpha * (double)P->n_samples);
+    *total += z->weight * point_loss_at(&P->loss, z->target, score, &ignored);
+    const double moved = NAME(implicit_slope)(&P->loss, z->target, score, reach * z->curvature,
+                                              slope[0], slope + 1);
+    const double move = reach * (moved - slope[0]);
+    slope[0] = moved;
+    return move;
+}
+
+static double NAME(dual_dense)(const sgd_problem *P, const int64_t *order, int64_t count, int64_t step) {
+    const int64_t d = P->d, stride = P->stride, R = P->n_shared;
+    const int common = NAME(has_common_intercept)(P), free = P->intercept_kind == INTERCEPT_FREE;
+    const vec unit = NAME(unit_vector)(P);
+    double score, total = 0.0;
+    (void)step;
+    for (int64_t k = 0; k < count; k++) {
+        NAME(fetch_ahead)(P, order, k, count);
+        const sgd_sample *sample = P->samples + order[k];
+        const real *x = (const real *)P->X + sample->row * P->row_stride;
+        const double *mixing = P->mixing + sample->task * R, kappa = P->kappa[sample->task];
+        real *s = (real *)P->shared, *v = (real *)P->specific + P->head_start[sample->task] * stride;
+        NAME(scores_dense)(P, sample, unit, &score);
+        const double move = NAME(dual_move)(P, order[k], score, &total);
+        if (move == 0.0) continue;
+        for (int64_t r = 0; r < R; r++, s += stride)
+            NAME(shrink_and_step)(s, 1, (real)(mixing[r] * move), x, d, stride, unit);
+        const double free_intercept = v[stride - 1] - move;
+        if (kappa > 0) NAME(shrink_and_step)(v, 1, (real)(kappa * move), x, d, stride, unit);
+        if (free) v[stride - 1] = (real)free_intercept;
+        if (common) P->intercept[0] -= move;
+    }
+    return total;
+}
+
+static double NAME(dual_csr)(const sgd_problem *P, const int64_t *order, int64_t count, int64_t step) {
+    const int64_t stride = P->stride, R = P->n_shared;
+    const int coupled = P->intercept_kind == INTERCEPT_COUPLED;
+    const int common = NAME(has_common_intercept)(P), free = P->intercept_kind == INTERCEPT_FREE;
+    double score, total = 0.0;
+    (void)step;
+    for (int64_t k = 0; k < count; k++) {
+        NAME(fetch_rows)(P, order, k, count);
+        const sgd_sample *sample = P->samples + order[k];
+        const int64_t begin = P->indptr[sample->row], n = P->indptr[sample->row + 1] - begin;
+        const real *x = (const real *)P->X + begin;
+        const int64_t head = P->head_start[sample->task];
+        const double *mixing = P->mixing + sample->task * R, kappa = P->kappa[sample->task];
+        real *s = (real *)P->shared, *v = (real *)P->specific + P->vector_start[head];
+        NAME(scores_csr)(P, sample, &score);
+        const double move = NAME(dual_move)(P, order[k], score, &total);
+        if (move == 0.0) continue;
+        for (int64_t r = 0; r < R; r++, s += stride) {
+            NAME(push_sparse)((real)(mixing[r] * move), s, x, P->indices + begin, n);
+            if (coupled) s[stride - 1] -= (real)(mixing[r] * move);
+        }
+        if (kappa > 0) NAME(push_sparse)((real)(kappa * move), v, x, P->position + begin, n);
+        const double gain = free ? 1.0 : coupled ? kappa : 0.0;
+        v[NAME(last_of)(P, head)] -= (real)(gain * move);
+        if (common) P->intercept[0] -= move;
+    }
+    return total;
+}
+#undef SLOPE_ACCURACY
+#undef MOST_TRIALS

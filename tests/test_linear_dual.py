@@ -1,0 +1,104 @@
+"""Dual coordinate ascent: the minimum that SAGA finds, by another road."""
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+
+from fastmtl import MultiTaskSGDClassifier, MultiTaskSGDRegressor, TaskCoupling
+
+EXACT = {"tol": 1e-11, "max_iter": 20_000, "random_state": 0}
+
+
+def data(n=300, d=6, n_tasks=4, seed=0):
+    rng = np.random.default_rng(seed)
+    X = rng.normal(size=(n, d)) * (rng.random((n, d)) < 0.5)
+    task = rng.integers(n_tasks, size=n)
+    weights = rng.normal(size=d) + 0.5 * rng.normal(size=(n_tasks, d))
+    score = np.einsum("ij,ij->i", X, weights[task]) + 0.5 * task
+    return X, np.where(score + rng.logistic(size=n) > 0.5, 1, 0), task
+
+
+def parameters(model):
+    return np.column_stack([model.coef_, model.intercept_])
+
+
+@pytest.mark.parametrize("form", [np.asarray, sp.csr_matrix])
+@pytest.mark.parametrize("kind", ["coupled", "free", "shared", None])
+@pytest.mark.parametrize("coupling", ["mean", "independent", "pooled"])
+def test_every_intercept_and_coupling_has_saga_s_minimum(coupling, kind, form):
+    X, y, task = data()
+    given = {"alpha": 0.02, "coupling": coupling, "fit_intercept": kind is not None, **EXACT}
+    given["task_intercept"] = kind or "coupled"
+    weight = np.random.default_rng(1).uniform(0.2, 2.0, size=len(y))
+    models = [
+        MultiTaskSGDClassifier(solver=solver, **given).fit(
+            form(X), y, tasks=task, sample_weight=weight
+        )
+        for solver in ("dual", "saga")
+    ]
+    np.testing.assert_allclose(*map(parameters, models), atol=2e-6)
+
+
+def test_two_shared_vectors_and_float32():
+    X, y, task = data()
+    covariance = np.cov(np.random.default_rng(0).normal(size=(4, 9)))
+    coupling = TaskCoupling.from_covariance(covariance)
+    given = {"alpha": 0.02, "loss": "huber", "epsilon": 0.4, "coupling": coupling, **EXACT}
+    want = MultiTaskSGDRegressor(solver="saga", **given).fit(X, y, tasks=task)
+    got = MultiTaskSGDRegressor(solver="dual", **given).fit(X, y, tasks=task)
+    single = MultiTaskSGDRegressor(solver="dual", **{**given, "tol": 1e-6})
+    single.fit(X.astype(np.float32), y, tasks=task)
+    np.testing.assert_allclose(parameters(got), parameters(want), atol=2e-6)
+    np.testing.assert_allclose(parameters(single), parameters(want), atol=2e-3)
+
+
+def test_the_gap_bounds_how_far_the_objective_is_from_the_least():
+    X, y, task = data()
+    given = {"loss": "hinge", "solver": "dual", "alpha": 0.01, "fit_intercept": False}
+    least = MultiTaskSGDClassifier(**given, **EXACT).fit(X, y, tasks=task).history_[-1]["objective"]
+    for tol in (1e-2, 1e-4):
+        model = MultiTaskSGDClassifier(tol=tol, max_iter=5000, random_state=1, **given)
+        model.fit(X, y, tasks=task)
+        assert least <= model.history_[-1]["objective"] <= least * (1 + tol)
+
+
+def test_a_warm_start_goes_on_from_where_the_last_fit_ended():
+    X, y, task = data()
+    given = {"solver": "dual", "alpha": 0.02, "max_iter": 3000, "random_state": 0}
+    model = MultiTaskSGDClassifier(warm_start=True, tol=1e-8, **given).fit(X, y, tasks=task)
+    cold, before = model.n_iter_, parameters(model)
+    model.fit(X, y, tasks=task)
+    assert model.n_iter_ <= 2 < cold
+    np.testing.assert_allclose(parameters(model), before, atol=1e-3)
+    model.set_params(alpha=0.04).fit(X, y, tasks=task)
+    given["alpha"] = 0.04
+    anew = MultiTaskSGDClassifier(tol=1e-8, **given).fit(X, y, tasks=task)
+    np.testing.assert_allclose(parameters(model), parameters(anew), atol=1e-3)
+
+
+def test_auto_takes_it_where_rows_are_of_unlike_lengths():
+    X, y, task = data()
+    X = X * np.exp(2 * np.random.default_rng(0).normal(size=(len(X), 1)))
+    given = {"alpha": 0.01, "random_state": 0, "max_iter": 5000}
+    auto = MultiTaskSGDClassifier(**given).fit(X, y, tasks=task)
+    dual = MultiTaskSGDClassifier(solver="dual", **given).fit(X, y, tasks=task)
+    assert auto.history_[-1]["objective"] == dual.history_[-1]["objective"]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"alpha": 0.0}, "alpha is 0, .* solver='dual' takes a positive alpha"),
+        ({"task_penalty": "l1"}, "task_penalty 'l1'; solver='dual' takes"),
+    ],
+)
+def test_what_has_no_such_dual_is_refused(given, said):
+    X, y, task = data()
+    with pytest.raises(ValueError, match=said):
+        MultiTaskSGDClassifier(solver="dual", **given).fit(X, y, tasks=task)
+
+
+def test_a_softmax_is_refused():
+    X, y, task = data()
+    with pytest.raises(ValueError, match=r"more than two classes.*solver='dual' takes"):
+        MultiTaskSGDClassifier(solver="dual").fit(X, y + (X[:, 0] > 0), tasks=task)
