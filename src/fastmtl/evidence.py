@@ -171,6 +171,11 @@ def posterior(summary, relations, flat, *, gradient=False):
     return found
 
 
+def padded(d):
+    """Rows and columns of the Gram matrix of (x, 1, y): whole registers."""
+    return (d + 2 + 7) // 8 * 8
+
+
 def shared_part(blocks, right, edge, strength=1.0):
     """The shared part, (s_1 … s_R, offset), once all v_t are integrated out.
 

@@ -15,7 +15,7 @@ import scipy.sparse as sp
 from fastmtl._core import ridge
 from fastmtl.config import resolve_threads
 from fastmtl.estimators import label_weights, progress
-from fastmtl.evidence import shared_part
+from fastmtl.evidence import padded, shared_part
 from fastmtl.kernels import empty_matrix
 from fastmtl.row_blocks import machine_memory
 
@@ -138,11 +138,6 @@ class Ridge:
         elif flat:
             offset += self.mean
         return Solution(shared, own[:, :q], offset, intercept, value)
-
-
-def padded(d):
-    """Rows and columns of the Gram matrix of (x, 1, y): whole registers."""
-    return (d + 2 + 7) // 8 * 8
 
 
 def put(solution, state, d):

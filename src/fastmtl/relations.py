@@ -20,7 +20,8 @@ from scipy.optimize import minimize
 from sklearn.utils.extmath import randomized_svd
 from threadpoolctl import threadpool_limits
 
-from fastmtl.evidence import Posterior, Relations, Summary, posterior
+from fastmtl._core import ridge
+from fastmtl.evidence import Posterior, Relations, Summary, padded, posterior
 
 MAX_RANK = 12
 MAX_ROUNDS = 6  # of expansion and search, for losses that are not quadratic
@@ -230,8 +231,12 @@ class Data:
         target, weight = self.families[family]
         if self.loss == "squared":
             if family not in self.quadratic:
-                gram, moment = self._products(weight, weight * target)
-                square, count = float(weight @ target**2), float(np.sum(weight > 0))
+                p = self.rows.shape[1]
+                whole = np.empty((self.n_tasks, padded(p), padded(p)))
+                places = np.asarray(self.row, np.int64), self.task_start, weight, target
+                ridge.grams_dense(self.rows, *places, whole, False, 1)
+                gram, moment = np.ascontiguousarray(whole[:, :p, :p]), whole[:, :p, p + 1]
+                square, count = float(whole[:, p + 1, p + 1].sum()), float(np.sum(weight > 0))
                 self.quadratic[family] = Summary(gram, moment, square, count)
             return self.quadratic[family]
         scores = self.scores(vectors)
@@ -340,6 +345,9 @@ def learn(data, root, *, rank="auto", features="identity"):
 
 def _learn(data, root, rank, features):
     relations, starts = _first(data, root)
+    if data.loss == "squared":  # the first search would do so
+        for family in range(len(starts)):
+            data.summary(family, None).diagonalise(root, data.flat)
     now = _rounds(data, relations, modes(data, relations, starts), 0)
     if data.loss != "squared":
         now = _moved(data, now, (1, 1), (1, 0), (0, 1))
@@ -605,7 +613,7 @@ def width_for(n_tasks):
 
 def coordinates(X, intercept):
     """Rows with a constant last, where there is an intercept, and L for an Ω of features alike."""
-    rows = np.asarray(X.toarray() if sp.issparse(X) else X, dtype=np.float64)
+    rows = np.ascontiguousarray(X.toarray() if sp.issparse(X) else X, dtype=np.float64)
     p = rows.shape[1]
     if intercept == "none":
         return rows, np.eye(p)
