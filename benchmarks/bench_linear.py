@@ -322,7 +322,7 @@ def race(name, X, y, task, alpha, classify):
 
     Ours = MultiTaskSGDClassifier if classify else MultiTaskSGDRegressor
     kind = {"loss": "log_loss"} if classify else {}
-    exact = Ours(alpha=alpha, solver="saga", max_iter=400, tol=1e-8, **kind)
+    exact = Ours(alpha=alpha, max_iter=2000, tol=1e-8, **kind)
     least = exact.fit(X, y, tasks=task).history_[-1]["objective"]
     curves = {}
     for label, more in (
