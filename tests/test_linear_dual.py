@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import scipy.sparse as sp
+from sklearn.linear_model import PoissonRegressor
 
 from fastmtl import MultiTaskSGDClassifier, MultiTaskSGDRegressor, TaskCoupling
 
@@ -74,6 +75,27 @@ def test_a_warm_start_goes_on_from_where_the_last_fit_ended():
     given["alpha"] = 0.04
     anew = MultiTaskSGDClassifier(tol=1e-8, **given).fit(X, y, tasks=task)
     np.testing.assert_allclose(parameters(model), parameters(anew), atol=1e-3)
+
+
+def test_counts_whose_first_slopes_span_many_powers_of_ten():
+    rng = np.random.default_rng(0)
+    X, task = rng.normal(size=(400, 10)), np.arange(400) % 5
+    y = rng.poisson(np.exp(0.8 * X[:, 0] + 0.3))
+    model = MultiTaskSGDRegressor(
+        loss="poisson", solver="dual", coupling="pooled", alpha=0.01, **EXACT
+    ).fit(X, y, tasks=task)
+    peer = PoissonRegressor(alpha=0.01, tol=1e-10, max_iter=1000).fit(X, y)
+    np.testing.assert_allclose(model.coef_[0], peer.coef_, atol=1e-6)
+    np.testing.assert_allclose(model.intercept_[0], peer.intercept_, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_an_objective_that_stays_infinite_is_said():
+    given = {"loss": "poisson", "solver": "dual", "alpha": 1e-9, "fit_intercept": False}
+    with pytest.raises(FloatingPointError, match="objective is inf"):
+        for seed in range(10):  # in half of the orders the row with the large score comes first
+            model = MultiTaskSGDRegressor(max_iter=1, random_state=seed, **given)
+            model.fit([[1.0], [1000.0]], [900, 0], tasks=[0, 0])
 
 
 def test_auto_takes_it_where_rows_are_of_unlike_lengths():

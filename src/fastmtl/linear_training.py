@@ -86,7 +86,7 @@ def train(model, training, held_out, state, factors, max_iter, *, partial=False)
                 answer = state.averaged()
                 loss = problem.loss_value(answer) if exact else total / len(problem.samples)
                 entry = {"epoch": epoch, "objective": loss + problem.penalty_value(answer)}
-                if solver != "dual":  # which cannot diverge, but may begin far off
+                if solver != "dual":  # which may begin beyond what has a finite exponential
                     _check_finite(model, entry["objective"], answer, epoch)
                 if judge is not None:
                     entry["validation_loss"] = judge.loss_value(answer)
@@ -110,6 +110,8 @@ def train(model, training, held_out, state, factors, max_iter, *, partial=False)
     finally:
         if bar is not None:
             bar.close()
+    if solver == "dual":
+        _check_finite(model, history[-1]["objective"], answer, epoch)
     if interrupted or judge is not None:
         best.restore(answer.parameters)
         kept = best.epoch

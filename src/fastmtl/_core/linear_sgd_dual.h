@@ -9,23 +9,30 @@
  * the step leads to is g itself: no rate to choose, no bound on the loss's second derivative.
  */
 #define SLOPE_ACCURACY 1e-4
-#define MOST_TRIALS 60
+#define MOST_TRIALS 100
+#define PATIENCE 6
+#define FARTHEST 1e300
 
 /* g' = ℓ'(p − c (g' − g)), which lies between g and ℓ'(p); *conjugate: ℓ*(g').
  *
  * Tried are the root of the secant and, in turn, where the tangents at two scores that enclose the
- * root meet: at a kink between them that is the kink, and tried again it stays where it is. */
+ * root meet: at a kink between them that is the kink, and tried again it stays where it is. The
+ * slope of an exponential sends the far end off by many powers of ten: if these trials do not end,
+ * some halve the logarithm of the distance from p. */
 static double NAME(implicit_slope)(const point_loss *loss, double y, double p, double c, double g,
                                    double *conjugate) {
     double slope_a, slope_b, value_a = point_loss_at(loss, y, p, &slope_a);
-    const double gap = slope_a - g, enough = SLOPE_ACCURACY * fabs(gap);
+    const double gap = slope_a - g, toward = gap > 0 ? -1.0 : 1.0;
     if (!(gap != 0.0)) {
         *conjugate = g * p - value_a;
         return g;
     }
-    double a = p, b = p - c * gap, value_b = point_loss_at(loss, y, b, &slope_b);
-    double off_a = gap, off_b = slope_b - slope_a, q = b, value = value_b, slope = slope_b;
-    for (int trial = 1; fabs(slope - (g + (p - q) / c)) > enough && trial < MOST_TRIALS; trial++) {
+    double a = p, b = p + toward * fmin(c * fabs(gap), FARTHEST);
+    double value_b = point_loss_at(loss, y, b, &slope_b);
+    double off_a = gap, off_b = slope_b - g - (p - b) / c, q = b, value = value_b, slope = slope_b;
+    for (int trial = 1; trial < MOST_TRIALS; trial++) {
+        const double moved = (p - q) / c, least = fmin(fabs(slope - g), fabs(moved));
+        if (fabs(slope - g - moved) <= SLOPE_ACCURACY * least) break;
         const double low = fmin(a, b), high = fmax(a, b), near = 1e-13 * (fabs(a) + fabs(b));
         const double meet = (value_b - value_a + slope_a * a - slope_b * b) / (slope_a - slope_b);
         if (fabs(meet - a) <= near || fabs(meet - b) <= near || high - low <= near) {
@@ -36,6 +43,11 @@ static double NAME(implicit_slope)(const point_loss *loss, double y, double p, d
         }
         q = trial % 2 ? (a * off_b - b * off_a) / (off_b - off_a) : meet;
         if (!(q > low && q < high)) q = 0.5 * (a + b);
+        if (trial >= PATIENCE && trial % 3 == 0) {
+            const double far = fmax(fabs(p - a), fabs(p - b));
+            const double close = fmax(fmin(fabs(p - a), fabs(p - b)), 1e-3 * (1.0 + fabs(p)));
+            if (far > 4.0 * close) q = p + toward * sqrt(close) * sqrt(far);
+        }
         value = point_loss_at(loss, y, q, &slope);
         const double off = slope - (g + (p - q) / c);
         if ((off > 0) == (off_a > 0)) {
@@ -116,3 +128,5 @@ static double NAME(dual_csr)(const sgd_problem *P, const int64_t *order, int64_t
 }
 #undef SLOPE_ACCURACY
 #undef MOST_TRIALS
+#undef PATIENCE
+#undef FARTHEST

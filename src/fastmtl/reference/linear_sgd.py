@@ -62,7 +62,7 @@ __all__ = [
     "sgd_general_dense",
 ]
 
-SLOPE_ACCURACY, MOST_TRIALS = 1e-4, 60
+SLOPE_ACCURACY, MOST_TRIALS, PATIENCE, FARTHEST = 1e-4, 100, 6, 1e300
 SAMPLE = np.dtype(
     [
         ("row", np.int64),
@@ -506,17 +506,20 @@ def _implicit_slope(at, p, c, g):
     """g' = ℓ'(p − c (g' − g)), and its conjugate; `at` is the loss of a score and its slope.
 
     Tried are the root of the secant and, in turn, where the tangents at two scores that enclose the
-    root meet: at a kink between them that is the kink, and tried again it stays where it is.
+    root meet: at a kink between them that is the kink, and tried again it stays where it is. If
+    these trials do not end, some halve the logarithm of the distance from p.
     """
     value_a, slope_a = at(p)
     gap = slope_a - g
     if gap == 0:
         return g, g * p - value_a
-    a, b, enough = p, p - c * gap, SLOPE_ACCURACY * abs(gap)
+    toward = -1.0 if gap > 0 else 1.0
+    a, b = p, p + toward * min(c * abs(gap), FARTHEST)
     value_b, slope_b = at(b)
-    off_a, off_b, q, value, slope = gap, slope_b - slope_a, b, value_b, slope_b
+    off_a, off_b, q, value, slope = gap, slope_b - g - (p - b) / c, b, value_b, slope_b
     for trial in range(1, MOST_TRIALS):
-        if abs(slope - (g + (p - q) / c)) <= enough:
+        moved = (p - q) / c
+        if abs(slope - g - moved) <= SLOPE_ACCURACY * min(abs(slope - g), abs(moved)):
             break
         low, high, near = min(a, b), max(a, b), 1e-13 * (abs(a) + abs(b))
         with np.errstate(all="ignore"):
@@ -529,6 +532,11 @@ def _implicit_slope(at, p, c, g):
         q = secant if trial % 2 else meet
         if not low < q < high:
             q = 0.5 * (a + b)
+        if trial >= PATIENCE and trial % 3 == 0:
+            close, far = sorted((abs(p - a), abs(p - b)))
+            close = max(close, 1e-3 * (1.0 + abs(p)))
+            if far > 4.0 * close:
+                q = p + toward * np.sqrt(close) * np.sqrt(far)
         value, slope = at(q)
         off = slope - (g + (p - q) / c)
         if (off > 0) == (off_a > 0):
