@@ -72,14 +72,15 @@ def test_an_epoch_visits_block_after_block_and_shuffles_both(small_blocks):
         assert (np.diff(inside) < 0).any()
 
 
+@pytest.mark.parametrize("solver", ["auto", "dual"])
 @pytest.mark.parametrize("by_task", [False, True], ids=["mixed", "sorted by task"])
 @pytest.mark.parametrize("sparse", [False, True], ids=["dense", "csr"])
-def test_blocks_lead_to_the_closed_form(by_task, sparse, small_blocks):
+def test_blocks_lead_to_the_closed_form(by_task, sparse, solver, small_blocks):
     X, y, task = data()
     if by_task:
         order = np.argsort(task, kind="stable")
         X, y, task = X[order], y[order], task[order]
-    model = MultiTaskSGDRegressor(sampling="block", **EXACT)
+    model = MultiTaskSGDRegressor(sampling="block", **EXACT).set_params(solver=solver)
     model.fit(sp.csr_matrix(X) if sparse else X, y, tasks=task)
     coef, intercept = coupled_ridge(X, y, task, model.mixing_, model.kappa_, 0.05, "coupled")
     np.testing.assert_allclose(model.coef_, coef, atol=1e-7)
