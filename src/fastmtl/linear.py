@@ -223,8 +223,8 @@ class _MultiTaskSGD(TaskRelations, OnnxMixin, BaseEstimator):
                 f"loss is {self.loss!r}, whose derivative has no bounded slope; solver='saga' "
                 f"takes {', '.join(map(repr, smooth))}, or a PointLoss with smoothness"
             )
-        if self.solver == "cholesky":
-            self._check_direct()
+        if self.solver == "cholesky" and (unlike := self._unlike_direct()):
+            raise ValueError(unlike)
         if self.solver == "dual" and not self._takes_dual():
             raise ValueError(
                 f"alpha is {self.alpha:g}, shared_penalty {self.shared_penalty!r}, task_penalty "
@@ -234,7 +234,8 @@ class _MultiTaskSGD(TaskRelations, OnnxMixin, BaseEstimator):
         resolve_threads(self.n_threads)
         as_callbacks(self.callbacks)
 
-    def _check_direct(self):
+    def _unlike_direct(self):
+        """What keeps the fit from being solved directly, as an error says it; None if nothing."""
         wanted = {
             "loss": "squared_error",
             "shared_penalty": "l2",
@@ -245,11 +246,10 @@ class _MultiTaskSGD(TaskRelations, OnnxMixin, BaseEstimator):
         for name, value in wanted.items():
             given = getattr(self, name)
             if not (given is value or (isinstance(given, str) and given == value)):
-                raise ValueError(
-                    f"{name} is {given!r}; solver='cholesky' takes {value!r}, use another solver"
-                )
+                return f"{name} is {given!r}; solver='cholesky' takes {value!r}, use another solver"
         if self.alpha == 0:
-            raise ValueError("alpha is 0; solver='cholesky' needs a positive alpha, use 'saga'")
+            return "alpha is 0; solver='cholesky' needs a positive alpha, use 'saga'"
+        return None
 
     def _takes_dual(self):
         """Whether the objective has the dual; that a user's own loss is convex, only users know."""
@@ -260,12 +260,10 @@ class _MultiTaskSGD(TaskRelations, OnnxMixin, BaseEstimator):
         """Whether the fit is solved directly: as asked, or because that costs less than epochs."""
         if self.solver != "auto" or self._iterative({"n_threads"}) != "saga":
             return self.solver == "cholesky"
-        try:
-            self._check_direct()
-        except ValueError:
-            return False
         asks_for_epochs = self.sampling != "uniform" or self.tol is None
-        return not asks_for_epochs and pays(observations, factors)
+        if asks_for_epochs or self._unlike_direct():
+            return False
+        return pays(observations, factors)
 
     def _iterative(self, kept=()):
         """The solver that runs epochs, if any does; settings in `kept` do not ask for one."""
@@ -383,7 +381,7 @@ class _MultiTaskSGD(TaskRelations, OnnxMixin, BaseEstimator):
         kind = self._intercept_kind()
         start = self._constant_score(classes.code, observations.weight)
         if kind == "free":
-            bounds, last = observations.task_start, state.vector_start[1:] - 1
+            bounds, last = observations.task_start, state.intercept_place
             for t in range(observations.n_tasks):
                 own = slice(bounds[t], bounds[t + 1])
                 if bounds[t + 1] > bounds[t] and observations.weight[own].sum() > 0:
@@ -486,7 +484,7 @@ class _MultiTaskSGD(TaskRelations, OnnxMixin, BaseEstimator):
         state = self._state
         last = state.shared[:, state.head_class, -1]
         head_task = np.repeat(np.arange(self.n_tasks_), np.diff(state.head_start))
-        intercepts = state.specific[state.vector_start[1:] - 1] + state.intercept[state.head_class]
+        intercepts = state.specific[state.intercept_place] + state.intercept[state.head_class]
         intercepts += np.einsum("hr,rh->h", self.mixing_[head_task], last)
         return intercepts.astype(state.shared.dtype)
 

@@ -161,7 +161,7 @@ class Problem:
         specific = _steepest(gradient, whitened, l1, l2) * (kappa > 0)
         squares = np.sum(shared**2) + np.sum(specific**2)
         if self.free:
-            squares += np.sum(specific_average.reshape(-1)[state.vector_start[1:] - 1] ** 2)
+            squares += np.sum(specific_average.reshape(-1)[state.intercept_place] ** 2)
         else:
             squares += np.sum(intercept_average**2)
         return np.sqrt(squares)
@@ -193,7 +193,7 @@ class Problem:
         if state.columns is None:
             return specific[:, :-1]
         kept = specific.copy()
-        kept[state.vector_start[1:] - 1] = 0.0
+        kept[state.intercept_place] = 0.0
         return kept
 
 

@@ -35,6 +35,11 @@ class State:
             return self.columns.vector_start(self.head_start)
         return np.arange(len(self.specific) + 1, dtype=np.int64) * self.specific.shape[1]
 
+    @property
+    def intercept_place(self):
+        """Where each head's own intercept lies in `specific`, flattened: last in its vector."""
+        return self.vector_start[1:] - 1
+
     def of_heads(self, values):
         """A value of each head, for each coordinate of `specific`."""
         if self.columns is None:
@@ -48,7 +53,7 @@ class State:
         vectors = self.columns.matrix(self.specific, self.head_start, d).toarray()
         specific = np.zeros((len(vectors), self.shared.shape[2]), dtype=self.specific.dtype)
         specific[:, :d] = vectors
-        specific[:, -1] = self.specific[self.vector_start[1:] - 1]
+        specific[:, -1] = self.specific[self.intercept_place]
         return replace(self, specific=specific, columns=None)
 
     def take(self, wide):

@@ -338,7 +338,7 @@ def _dual(problem, state, tol):
         memory[:, 0] = _as_dual(problem, state)
     pulls = samples["weight"] * memory[:, 0] / n
     if problem.free:
-        free, at = state.specific.reshape(-1), state.vector_start[1:] - 1
+        free, at = state.specific.reshape(-1), state.intercept_place
         pulls = np.bincount(samples["task"], pulls, len(problem.kappa))
     else:
         free, at = state.intercept, slice(None)
@@ -383,17 +383,17 @@ def _as_dual(problem, state):
     slopes /= problem.samples["weight"]
     kappa = state.of_heads(problem.kappa[problem.head_task])
     if problem.free:  # what the intercepts' slopes add up to says nothing about a vector
-        averages[1].reshape(-1)[state.vector_start[1:] - 1] = 0.0
+        averages[1].reshape(-1)[state.intercept_place] = 0.0
     to_shared, to_own = -averages[0] / problem.alpha, -averages[1] * kappa / problem.alpha
     # A share of all slopes is as good a start; this one is nearest to the state.
     along = np.vdot(to_shared, state.shared) + np.vdot(to_own, state.specific)
     share = along / max(np.vdot(to_shared, to_shared) + np.vdot(to_own, to_own), 1e-300)
     share = min(max(share, 0.0), 1.0)
-    own_intercepts = state.specific.reshape(-1)[state.vector_start[1:] - 1].copy()
+    own_intercepts = state.specific.reshape(-1)[state.intercept_place].copy()
     state.shared[...] = share * to_shared
     state.specific[...] = share * to_own
     if problem.free:
-        state.specific.reshape(-1)[state.vector_start[1:] - 1] = own_intercepts
+        state.specific.reshape(-1)[state.intercept_place] = own_intercepts
     return share * slopes
 
 
@@ -407,7 +407,7 @@ def _divide(problem, state, factors):
     (mixing, kappa), present = factors, np.isin(problem.head_task, problem.present)
     if problem.shares != PLAIN or not (kappa[problem.present] > 0).all():
         return
-    n_shared, last = len(state.shared), state.vector_start[1:] - 1
+    n_shared, last = len(state.shared), state.intercept_place
     if state.columns is None:
         specific = state.specific
     else:
@@ -476,7 +476,7 @@ def _remember_sparse(problem, state, memory, averages):
     (mixing, kappa), _, (code, parameter, _, user), (_, _, _, kind, _) = problem.arguments
     shared, specific, intercept = averages
     samples, n, d = problem.samples, len(problem.samples), state.shared.shape[2] - 1
-    row, task, last = samples["row"], samples["task"], state.vector_start[1:] - 1
+    row, task, last = samples["row"], samples["task"], state.intercept_place
     at, sample, own = _entries(problem, state)
     data, indices, indptr, _ = problem.data
     X = sp.csr_matrix((data, indices, indptr), shape=(len(indptr) - 1, d))
@@ -537,7 +537,7 @@ def _spreads(problem, state):
 
 def _check_finite(model, objective, state, epoch):
     # The penalty has seen all but the intercepts.
-    intercepts = state.specific.reshape(-1)[state.vector_start[1:] - 1]
+    intercepts = state.specific.reshape(-1)[state.intercept_place]
     if np.isfinite(objective) and np.isfinite(intercepts.sum()):
         return
     remedy = (

@@ -262,7 +262,6 @@ typedef struct {
     layer *layers;
     int64_t n_layers, batch, n_features;
     int64_t first, own, total; /* where its rows lie in the step's batch, how many, of how many */
-    int together;              /* weights of dense layers are left to dense_weights_ */
     double *task_loss, loss;
     real *transposed, *transposed_2, *weights_t, *windows, *outputs;
     real *scores, *slopes, *heads_t; /* of all heads at once; NULL where a sample has few of them */
@@ -354,7 +353,7 @@ static size_t NAME(lay_out_)(net *n, const network_job *job, int64_t batch, int 
         n->parameters = (real *)job->parameters;
         n->training = training;
         n->step = 0;
-        n->first = n->own = n->together = 0;
+        n->first = n->own = 0;
         n->total = batch;
         n->only = -1;
         n->head_scale = 1;
@@ -706,8 +705,10 @@ static void NAME(network_forward_batch_)(net *n, int64_t b) {
     }
 }
 
-/* Gradients go to `gradient` (fused 0), or straight into the weights, w ← beta w - rate grad. */
+/* Gradients go to `gradient` (fused 0), or straight into the weights, w ← beta w - rate grad. Where
+ * threads work together, weights of dense layers are left to dense_weights_. */
 static void NAME(network_backward_)(net *n, int64_t b, int fused, real *gradient, real rate, double decay) {
+    const int together = n->job->n_threads > 1;
     for (int64_t li = n->n_layers - 1; li >= 0; li--) {
         layer *l = n->layers + li;
         const int64_t *row = l->row;
@@ -722,8 +723,8 @@ static void NAME(network_backward_)(net *n, int64_t b, int fused, real *gradient
         case LAYER_DENSE: {
             const real *w = n->parameters + offset;
             real *gb = out + n_in * n_out;
-            if (!fused && !n->together) memset(gb, 0, (size_t)n_out * sizeof(real));
-            if (b == 1 && !n->together) {
+            if (!fused && !together) memset(gb, 0, (size_t)n_out * sizeof(real));
+            if (b == 1 && !together) {
                 const real *x = below->value;
                 /* A zero input of a relu layer gets no gradient: its row can be left alone. */
                 int skip = fused && beta == 1 && n_in * n_out > 65536;
@@ -746,11 +747,11 @@ static void NAME(network_backward_)(net *n, int64_t b, int fused, real *gradient
                         NAME(gemm_)(rows, padded, n_out, w + i * n_out, n_out, 1, n->transposed, padded, n->transposed_2, padded, 1, 0);
                         NAME(transpose_)(rows, b, n->transposed_2, padded, below->grad + i, n_in);
                     }
-                    if (!n->together)
+                    if (!together)
                         NAME(gemm_)(rows, n_out, b, below->value + i, 1, n_in, l->grad, n_out, out + i * n_out, n_out, alpha, beta);
                 }
             }
-            for (int64_t i = 0; i < b && !n->together; i++) NAME(axpy_)(n_out, alpha, l->grad + i * n_out, gb);
+            for (int64_t i = 0; i < b && !together; i++) NAME(axpy_)(n_out, alpha, l->grad + i * n_out, gb);
             break;
         }
         case LAYER_MAXPOOL2D: {
@@ -1200,7 +1201,6 @@ static int NAME(network_train_)(const network_job *job) {
         for (int64_t k = 0; k < threads; k++) {
             char *room = TAKE(char, own);
             NAME(lay_out_)(nets + k, job, share, 1, room);
-            nets[k].together = 1;
             nets[k].task_loss = TAKE(double, job->n_tasks);
             gradients[k] = k ? TAKE(real, P) : G;
         }

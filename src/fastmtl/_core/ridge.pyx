@@ -122,20 +122,25 @@ cdef void sum_rows(const real *X, const Samples *at, ptrdiff_t task, ptrdiff_t b
         ridge_pick(simd_level).update(packed, n, stride, gram, at.p, following)
 
 
+cdef ptrdiff_t task_of(const Samples *at, ptrdiff_t sample) noexcept nogil:
+    cdef ptrdiff_t low = 0, high = at.n_tasks, middle
+    while high - low > 1:
+        middle = (low + high) // 2
+        if at.task_start[middle] <= sample:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
 cdef void sum_part(const real *X, const Samples *at, ptrdiff_t begin, ptrdiff_t end,
                    double *scratch, double *gram) noexcept nogil:
     # Adds a thread's samples; those of its first and last task, which other threads may have too,
     # go to two matrices of its own.
-    cdef ptrdiff_t size = at.p * at.p, t = 0, last, low = 0, high = at.n_tasks, middle
+    cdef ptrdiff_t size = at.p * at.p, t, last
     if begin == end:
         return
-    while high - low > 1:
-        middle = (low + high) // 2
-        if at.task_start[middle] <= begin:
-            low = middle
-        else:
-            high = middle
-    t = low
+    t = task_of(at, begin)
     while begin < end:
         last = min(end, at.task_start[t + 1])
         if last > begin:
@@ -147,13 +152,6 @@ cdef void sum_part(const real *X, const Samples *at, ptrdiff_t begin, ptrdiff_t 
                 sum_rows(X, at, t, begin, last, scratch + 2 * size, gram + t * size)
             begin = last
         t += 1
-
-
-cdef ptrdiff_t task_of(const Samples *at, ptrdiff_t sample) noexcept nogil:
-    cdef ptrdiff_t t = 0
-    while at.task_start[t + 1] <= sample:
-        t += 1
-    return t
 
 
 cdef sum_all(const real *X, Samples *at, double[:, :, ::1] gram, int n_threads):
