@@ -1022,13 +1022,13 @@ static double NAME(gradient_of_all_)(net *nets, real **gradients, int64_t b, int
     int threads = (int)job->n_threads;
     int64_t share = (b + threads - 1) / threads;
     double value = 0;
+    for (int k = 1; k < threads; k++) nets[k].step = nets[0].step;
 #pragma omp parallel for schedule(static, 1) num_threads(threads)
     for (int k = 0; k < threads; k++) {
         int64_t first = k * share, own = b - first < share ? b - first : share;
         nets[k].first = first;
         nets[k].own = own;
         nets[k].total = total;
-        nets[k].step = nets[0].step;
         memset(nets[k].task_loss, 0, sizeof(double) * (size_t)job->n_tasks);
         nets[k].loss = NAME(gradient_)(nets + k, own, samples + (own > 0 ? first : 0), gradients[k]);
     }
