@@ -44,7 +44,9 @@ class Ridge:
         self.kind, self.free = kind, kind == "free"
         self.d, self.n_threads = X.shape[1], n_threads
         # Where an intercept takes it up again, a large mean would only cost digits.
-        self.mean = 0.0 if kind == "none" else float(weight @ target / weight.sum())
+        self.mean = 0.0
+        if kind != "none":  # not by BLAS, whose threads would wake, and wait for work in the cores
+            self.mean = float(np.einsum("i,i", weight, target) / weight.sum())
         self.target = np.asarray(target, dtype=np.float64) - self.mean
         self.width = padded(self.d)
         if sp.issparse(X):

@@ -19,6 +19,7 @@ import scipy.sparse as sp
 from sklearn.utils import check_array
 from sklearn.utils.validation import validate_data
 
+from fastmtl._core.labels import by_code, encode
 from fastmtl.row_blocks import validated
 
 __all__ = [
@@ -270,15 +271,11 @@ def distinct(values):
     """``np.unique(values, return_inverse=True)``, without a sort of integers close together."""
     if values.dtype.kind in "iu" and len(values):
         least, most = int(values.min()), int(values.max())
-        if most - least < 4 * len(values):  # no more memory than the labels take
-            wide = values if values.itemsize == 8 else values.astype(np.int64)
-            place = (wide - wide.dtype.type(least)).astype(np.int64, copy=False)
-            seen = np.zeros(most - least + 1, dtype=bool)
-            seen[place] = True
-            labels = np.flatnonzero(seen).astype(wide.dtype) + wide.dtype.type(least)
-            return labels.astype(values.dtype, copy=False), (
-                np.cumsum(seen, dtype=np.int32) - np.int32(1)
-            )[place]
+        if most - least < 4 * len(values) and most < 1 << 63:  # no more memory than labels take
+            place = np.zeros(most - least + 1, dtype=np.int32)
+            code = np.empty(len(values), dtype=np.int32)
+            encode(np.ascontiguousarray(values, dtype=np.int64), least, place, code)
+            return (np.flatnonzero(place >= 0) + least).astype(values.dtype), code
     return np.unique(values, return_inverse=True)
 
 
@@ -555,37 +552,25 @@ def _check_weight(sample_weight, shape, needed=None):
 
 def _in_task_order(X, row, code, target, weight, labels, form):
     """`row` and `weight` may be None: each row once, and weights of one."""
-    n_tasks, order = len(labels), None
-    if len(code) and (np.diff(code) < 0).any():
-        order = _stable_order(code)
+    n_tasks = len(labels)
+    code = np.ascontiguousarray(code, dtype=np.int32)
+    start, order = np.empty(n_tasks + 1, dtype=np.int64), np.empty(len(code), dtype=np.int64)
+    if not by_code(code, start, order):
         target = target[order]
         row = order if row is None else row[order]
         weight = weight if weight is None else weight[order]
-    counts = np.bincount(code, minlength=n_tasks)
-    start = np.zeros(n_tasks + 1, dtype=np.int64)
-    np.cumsum(counts, out=start[1:])
-    if order is not None:
-        code = np.repeat(np.arange(n_tasks, dtype=np.int32), counts)
+        code = np.repeat(np.arange(n_tasks, dtype=np.int32), np.diff(start))
     if row is None:
-        row = np.arange(len(code), dtype=np.int64)
+        row = order
     if weight is None:
         weight = np.ones(len(code))
     return Observations(
         X,
         np.ascontiguousarray(row, dtype=np.int64),
-        np.ascontiguousarray(code, dtype=np.int32),
+        code,
         np.ascontiguousarray(target),
         np.ascontiguousarray(weight),
         start,
         labels,
         form,
     )
-
-
-def _stable_order(code):
-    """``np.argsort(code, kind="stable")`` of codes from 0, by digits of 16 bits: those have a radix
-    sort in NumPy, which is ten times as fast."""
-    order = np.argsort(code.astype(np.uint16), kind="stable")
-    if code.max() >= 1 << 16:
-        order = order[np.argsort((code[order] >> 16).astype(np.uint16), kind="stable")]
-    return order

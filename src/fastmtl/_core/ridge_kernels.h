@@ -74,13 +74,17 @@ const RIDGE_ROWS NAME(ridge_rows) = {NAME(pack_), NAME(pack_sparse_), NAME(scatt
 #define TILE_VECS 2
 #endif
 
-static inline __attribute__((always_inline)) void NAME(fetch_line)(ridge_fetch *next) {
+/* Two cache lines of a coming row, to the second cache: it waits for twice as many as the first. */
+static inline __attribute__((always_inline)) void NAME(fetch_lines)(ridge_fetch *next) {
     if (next->n == 0) return;
+    const ptrdiff_t last = next->row_bytes - 1, second = next->at + 64;
 #if defined(__GNUC__)
-    __builtin_prefetch(next->X + *next->row * next->row_bytes + next->at);
+    const char *x = next->X + *next->row * next->row_bytes;
+    __builtin_prefetch(x + next->at, 0, 2);
+    __builtin_prefetch(x + (second < last ? second : last), 0, 2);
 #endif
-    next->at += 64;
-    if (next->at < next->row_bytes) return;
+    next->at += 128;
+    if (second < last) return;
     next->at = 0;
     next->row++;
     next->n--;
@@ -96,7 +100,7 @@ static inline __attribute__((always_inline)) void NAME(tile)(
 #pragma GCC unroll 4
         for (int v = 0; v < vecs; v++) sum[r][v] = load(C + r * c_step + v * LANES);
     for (ptrdiff_t k = 0; k < n; k++) {
-        if (next) NAME(fetch_line)(next);
+        if (next) NAME(fetch_lines)(next);
         vec b[TILE_VECS];
 #pragma GCC unroll 4
         for (int v = 0; v < vecs; v++) b[v] = load(B + k * b_step + v * LANES);
