@@ -273,7 +273,7 @@ def test_an_interrupt_keeps_the_best_epoch():
 
 def test_a_best_copy_is_whole_even_if_cut_short():
     live = [np.array([1.0]), np.array([10.0])]
-    best = Best()
+    best = Best(exact=True)
     best.offer(1, 5.0, live)
     live[0][:], live[1][:] = 2.0, 20.0
     best.offer(2, 7.0, live)
@@ -289,6 +289,20 @@ def test_a_best_copy_is_whole_even_if_cut_short():
         best.offer(3, 1.0, arrays())
     best.restore(live)
     assert best.epoch == 3 and live == [3.0, 30.0]
+
+
+@pytest.mark.parametrize("exact, size, kept", [(False, 10**6, 3), (False, 9, 4), (True, 10**6, 4)])
+def test_large_parameters_are_copied_at_intervals(monkeypatch, exact, size, kept):
+    seconds = iter(np.arange(100) / 10)  # each copy takes a tenth
+    monkeypatch.setattr("fastmtl.monitoring.time.perf_counter", lambda: next(seconds))
+    live, best = np.zeros(size), Best(exact)
+    for epoch in (1, 2, 3, 4):
+        live[:] = epoch
+        best.offer(epoch, 1.0 / epoch, [live])
+        if epoch == 2:
+            [next(seconds) for _ in range(20)]
+    best.restore([live])
+    assert best.epoch == kept and (live == kept).all()
 
 
 INTERRUPTED = """

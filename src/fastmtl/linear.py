@@ -714,7 +714,8 @@ class MultiTaskSGDRegressor(RegressorMixin, _MultiTaskSGD):
     n_tasks_, n_iter_, n_features_in_ : int
     best_iter_ : int
         The epoch whose parameters are kept: the last, unless early stopping or an interrupt
-        (Ctrl-C, which keeps the best epoch so far and warns) chose an earlier one.
+        (Ctrl-C, which keeps the best epoch so far and warns) chose an earlier one. Of epochs that
+        are short beside a copy of the parameters, not each is there to be kept by an interrupt.
     history_ : list of dict
         ``epoch``, ``objective``, ``seconds`` since the start, and with early stopping
         ``validation_loss``, after each epoch. The objective is exact where it decides when to stop;

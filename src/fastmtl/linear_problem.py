@@ -43,9 +43,11 @@ SAMPLE = np.dtype(
 )
 WORK_PER_CALL = 300_000_000  # multiplications, well under a second, so that Ctrl-C is heard
 MOST_STEPS_PER_CALL = 2_000_000
-# Samples near one another in memory are fetched together, and mixed with those of 63 other places.
-# Rows of CSR are longer, and want room in the cache for the parameters they touch.
-POOL, SPARSE_POOL, POOL_BLOCK = 512, 128, 8
+# Samples near one another in memory are fetched together, and mixed with those of 63 other places;
+# of 31 where the rows of two pools would fill a core's cache. Rows of CSR are longer, and want room
+# in the cache for the parameters they touch.
+POOL, WIDE_POOL, SPARSE_POOL, POOL_BLOCK = 512, 256, 128, 8
+POOL_BYTES = 1 << 18
 # How far SAGA steps along a task's own vector, relative to the shared ones, where κ is smaller: the
 # proximal step bears any penalty, so only the loss limits the steps (from 0.3 to 1 work alike).
 LEAST_OWN_GAIN = 0.3
@@ -290,7 +292,10 @@ def describe(model, observations, classes, state, factors, solver):
             data += find_columns(X, samples["row"].copy(), task_start, state.columns, False)[1:]
     else:
         data = (X,)
-    pool = SPARSE_POOL if sp.issparse(X) else POOL
+    if sp.issparse(X):
+        pool = SPARSE_POOL
+    else:
+        pool = POOL if POOL * X.shape[1] * X.dtype.itemsize <= POOL_BYTES else WIDE_POOL
     return Problem(
         data,
         not sp.issparse(X),

@@ -67,7 +67,7 @@ def train(model, training, held_out, state, factors, max_iter, *, partial=False)
         settled = _no_longer_better(model.tol, model.n_iter_no_change)
     read_again = problem.reading is None or solver == "dual"  # whose gap takes nothing less
     exact = model.tol is not None and judge is None and read_again
-    callbacks, history, best = as_callbacks(model.callbacks), [], Best()
+    callbacks, history, best = as_callbacks(model.callbacks), [], Best(judge is not None)
 
     def fitted_copy():
         return model._copy_as_fitted(training, copy.deepcopy(answer), factors, list(history), best)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 __all__ = ["Best", "Epoch", "as_callbacks", "hold_out"]
+
+LARGE = 1 << 20  # bytes of parameters
+WORTH_COPYING = 20  # times as long passes without a copy as one takes
 
 
 @dataclass(frozen=True)
@@ -50,13 +54,19 @@ def as_callbacks(given):
 
 
 class Best:
-    """A copy of the parameters with the smallest value so far, whole even after an interrupt."""
+    """A copy of the parameters with the smallest value so far, whole even after an interrupt.
 
-    def __init__(self):
+    Without `exact` large parameters, which take long to copy, are copied at intervals: the best of
+    the epochs that were copied is kept.
+    """
+
+    def __init__(self, exact):
         self.epoch, self.value, self._copies, self._whole = 0, np.inf, None, False
+        self._exact, self._next = exact, 0.0
 
     def offer(self, epoch, value, arrays):
-        if self.epoch and not value < self.value:
+        began = time.perf_counter()
+        if self.epoch and (not value < self.value or began < self._next):
             return
         self.epoch, self.value, self._whole = epoch, value, False
         if self._copies is None:
@@ -64,6 +74,9 @@ class Best:
         for copy, array in zip(self._copies, arrays):
             np.copyto(copy, array)
         self._whole = True
+        if not self._exact and sum(copy.nbytes for copy in self._copies) > LARGE:
+            now = time.perf_counter()
+            self._next = now + WORTH_COPYING * (now - began)
 
     def restore(self, arrays):
         # Interrupted while copying, `arrays` are the best themselves.

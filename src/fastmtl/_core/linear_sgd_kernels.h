@@ -242,7 +242,9 @@ static void NAME(losses_csr)(const sgd_problem *P, double *task_loss) {
 
 /* The commonest problem, dense rows with one head a task and one shared vector, has a loop of its
  * own. What a step needs and no parameter decides (addresses, rates, every division) is staged
- * ahead; then one pass over the vectors takes the step of one sample and the scores of the next. */
+ * ahead. Samples go in pairs: the second score is what it was before the first step, plus g times
+ * a product of the two rows. So one pass over the vectors takes two steps and has the products of
+ * the next pair, and the shared vector is read and written half as often. */
 #define STAGE 32
 #define RING (2 * STAGE)
 #define ROWS_AHEAD 16
@@ -289,17 +291,54 @@ static inline void NAME(stage)(const sgd_problem *P, const int64_t *order, int64
         ring->push_shared[slot + i] = keep_shared * ring->mixing[slot + i] * move;
         ring->push[slot + i] = keep * kappa[i] * move;
     }
+    if (n % 2) { /* the last one's partner is a sample that changes nothing */
+        const int64_t last = slot + n - 1, none = slot + n;
+        ring->row[none] = ring->row[last];
+        ring->specific[none] = ring->specific[last];
+        ring->target[none] = ring->target[last];
+        ring->mixing[none] = ring->mixing[last];
+        ring->keep_shared[none] = ring->keep[none] = 1.0;
+        ring->weight[none] = ring->move[none] = ring->push_shared[none] = ring->push[none] = 0.0;
+    }
 }
 
-/* Of one block of coordinates: s ← keep_s s − push_s x, v ← keep_v v − push_v x, and what they
- * add to the next sample's products. `next_v` may be `v`. */
-static inline void NAME(step_block)(real *s, real *v, const real *next_v, vec x, vec next, vec keep_s,
-                                    vec push_s, vec keep_v, vec push_v, vec *shared, vec *own) {
-    const vec moved = keep_s * load(s) - push_s * x;
-    store(s, moved);
-    *shared += moved * next;
-    store(v, keep_v * load(v) - push_v * x);
-    *own += load(next_v) * next;
+/* Fetches what draws to come need; always inline as `fetch_ahead` is. */
+static inline __attribute__((always_inline)) void NAME(fetch_staged)(
+    const sgd_problem *P, const int64_t *order, const NAME(sgd_ring) *ring, int64_t k, int64_t count) {
+    const int64_t lines = (P->d * (int64_t)sizeof(real) + 63) / 64 + 1; /* rows need not be aligned */
+    const int64_t ahead_lines = lines < PREFETCH_LINES ? lines : PREFETCH_LINES;
+    const int64_t own_lines = P->specific_cached ? 0 : ahead_lines;
+    const int64_t samples_ahead = P->pool + SAMPLES_AHEAD;
+    if (k + samples_ahead < count) __builtin_prefetch(P->samples + order[k + samples_ahead]);
+    if (P->pool && k + P->pool < count) {
+        const sgd_sample *far = P->samples + order[k + P->pool];
+        const char *row = (const char *)((const real *)P->X + far->row * P->row_stride);
+        for (int64_t line = 0; line < ahead_lines; line++) __builtin_prefetch(row + 64 * line, 0, 2);
+    }
+    if (k + ROWS_AHEAD < count) {
+        const char *row = (const char *)ring->row[(k + ROWS_AHEAD) & (RING - 1)];
+        const char *own = (const char *)ring->specific[(k + ROWS_AHEAD) & (RING - 1)];
+        for (int64_t line = 0; line < ahead_lines; line++) __builtin_prefetch(row + 64 * line);
+        for (int64_t line = 0; line < own_lines; line++) __builtin_prefetch(own + 64 * line, 1);
+    }
+}
+
+/* Of one block of coordinates: s ← keep s − push x − push' x', and v ← keep v − push x of either
+ * row's own vector (which may be one). Then the products of the next two rows, z, with the shared
+ * vector, with their own, u, and with each other. */
+static inline __attribute__((always_inline)) void NAME(step_pair)(
+    real *s, real *const v[2], const real *const u[2], int64_t c, vec x_0, vec x_1, vec z_0, vec z_1,
+    vec keep, const vec push[2], const vec own_keep[2], const vec own_push[2], vec shared[2],
+    vec own[2], vec *between) {
+    const vec moved = keep * load(s + c) - push[0] * x_0 - push[1] * x_1;
+    store(s + c, moved);
+    store(v[0] + c, own_keep[0] * load(v[0] + c) - own_push[0] * x_0);
+    store(v[1] + c, own_keep[1] * load(v[1] + c) - own_push[1] * x_1);
+    shared[0] += moved * z_0;
+    shared[1] += moved * z_1;
+    own[0] += load(u[0] + c) * z_0;
+    own[1] += load(u[1] + c) * z_1;
+    *between += z_0 * z_1;
 }
 
 static double NAME(sgd_dense_simple)(const sgd_problem *P, const int64_t *order, int64_t count,
@@ -309,51 +348,56 @@ static double NAME(sgd_dense_simple)(const sgd_problem *P, const int64_t *order,
     const int64_t d = P->d, stride = P->stride;
     const int common = NAME(has_common_intercept)(P);
     const vec unit = NAME(unit_vector)(P);
-    const int64_t lines = (d * (int64_t)sizeof(real) + 63) / 64 + 1; /* rows need not be aligned */
-    const int64_t ahead_lines = lines < PREFETCH_LINES ? lines : PREFETCH_LINES;
-    const int64_t own_lines = P->specific_cached ? 0 : ahead_lines;
-    const int64_t samples_ahead = P->pool + SAMPLES_AHEAD;
     const point_loss loss = P->loss;
     double total = 0.0, intercept = common ? P->intercept[0] : 0.0;
+    double first = 0.0, second = 0.0, pull = 0.0; /* scores; what a first g takes off the second */
     if (count == 0) return total;
 
     NAME(stage)(P, order, 0, count, step, &ring);
-    double p = ring.mixing[0] * NAME(dot_one)(s, ring.row[0], d, stride, unit) +
-               NAME(dot_one)(ring.specific[0], ring.row[0], d, stride, unit);
-    for (int64_t k = 0; k < count; k++) {
-        const int64_t i = k & (RING - 1), j = k + 1 < count ? (k + 1) & (RING - 1) : i;
-        if (k % STAGE == 0 && k + STAGE < count) NAME(stage)(P, order, k + STAGE, count, step, &ring);
-        if (k + samples_ahead < count) __builtin_prefetch(P->samples + order[k + samples_ahead]);
-        if (P->pool && k + P->pool < count) {
-            const sgd_sample *far = P->samples + order[k + P->pool];
-            const char *row = (const char *)((const real *)P->X + far->row * P->row_stride);
-            for (int64_t line = 0; line < ahead_lines; line++) __builtin_prefetch(row + 64 * line, 0, 2);
+    for (int64_t k = -2; k < count; k += 2) { /* the pass before the first pair takes no steps */
+        const int64_t i = k < 0 ? 0 : k & (RING - 1), j = k + 2 < count ? (k + 2) & (RING - 1) : i;
+        real *const v[2] = {ring.specific[i], ring.specific[i + 1]};
+        vec keep = splat(1), push[2] = {splat(0), splat(0)};
+        vec own_keep[2] = {splat(1), splat(1)}, own_push[2] = {splat(0), splat(0)};
+        if (k >= 0) {
+            double g, next_g;
+            if (k % STAGE == 0 && k + STAGE < count)
+                NAME(stage)(P, order, k + STAGE, count, step, &ring);
+            NAME(fetch_staged)(P, order, &ring, k, count);
+            NAME(fetch_staged)(P, order, &ring, k + 1, count);
+            total += ring.weight[i] * point_loss_at(&loss, ring.target[i], first + intercept, &g);
+            if (common) intercept -= ring.move[i] * g;
+            second += intercept - g * pull;
+            total += ring.weight[i + 1] * point_loss_at(&loss, ring.target[i + 1], second, &next_g);
+            if (common) intercept -= ring.move[i + 1] * next_g;
+            keep = splat((real)(ring.keep_shared[i] * ring.keep_shared[i + 1]));
+            push[0] = splat((real)(ring.keep_shared[i + 1] * ring.push_shared[i] * g));
+            push[1] = splat((real)(ring.push_shared[i + 1] * next_g));
+            own_keep[0] = splat((real)ring.keep[i]), own_keep[1] = splat((real)ring.keep[i + 1]);
+            own_push[0] = splat((real)(ring.push[i] * g));
+            own_push[1] = splat((real)(ring.push[i + 1] * next_g));
         }
-        if (k + ROWS_AHEAD < count) {
-            const char *row = (const char *)ring.row[(k + ROWS_AHEAD) & (RING - 1)];
-            const char *own = (const char *)ring.specific[(k + ROWS_AHEAD) & (RING - 1)];
-            for (int64_t line = 0; line < ahead_lines; line++) __builtin_prefetch(row + 64 * line);
-            for (int64_t line = 0; line < own_lines; line++) __builtin_prefetch(own + 64 * line, 1);
-        }
-        const real *x = ring.row[i], *next = ring.row[j], *next_v = ring.specific[j];
-        real *v = ring.specific[i];
-        double g;
-        p += intercept;
-        total += ring.weight[i] * point_loss_at(&loss, ring.target[i], p, &g);
-
-        const vec keep_s = splat((real)ring.keep_shared[i]), keep_v = splat((real)ring.keep[i]);
-        const vec push_s = splat((real)(ring.push_shared[i] * g)), push_v = splat((real)(ring.push[i] * g));
-        vec shared = splat(0), own = splat(0);
+        const real *const u[2] = {ring.specific[j], ring.specific[j + 1]};
+        const real *x_0 = ring.row[i], *x_1 = ring.row[i + 1];
+        const real *z_0 = ring.row[j], *z_1 = ring.row[j + 1];
+        vec shared[2] = {splat(0), splat(0)}, own[2] = {splat(0), splat(0)}, between = splat(0);
         int64_t c = 0;
         for (; c + LANES <= d; c += LANES)
-            NAME(step_block)(s + c, v + c, next_v + c, load(x + c), load(next + c), keep_s, push_s,
-                             keep_v, push_v, &shared, &own);
+            NAME(step_pair)(s, v, u, c, load(x_0 + c), load(x_1 + c), load(z_0 + c), load(z_1 + c),
+                            keep, push, own_keep, own_push, shared, own, &between);
         for (; c < stride; c += LANES)
-            NAME(step_block)(s + c, v + c, next_v + c, NAME(row_tail)(x, c, d, stride, unit),
-                             NAME(row_tail)(next, c, d, stride, unit), keep_s, push_s, keep_v, push_v,
-                             &shared, &own);
-        if (common) intercept -= ring.move[i] * g;
-        p = ring.mixing[j] * sum_lanes(shared) + sum_lanes(own);
+            NAME(step_pair)(s, v, u, c, NAME(row_tail)(x_0, c, d, stride, unit),
+                            NAME(row_tail)(x_1, c, d, stride, unit),
+                            NAME(row_tail)(z_0, c, d, stride, unit),
+                            NAME(row_tail)(z_1, c, d, stride, unit), keep, push, own_keep, own_push,
+                            shared, own, &between);
+        const double mixing = ring.mixing[j + 1];
+        const double kept = u[0] == u[1] ? ring.keep[j] : 1.0;
+        const double pushed = u[0] == u[1] ? ring.push[j] : 0.0;
+        first = sum_lanes(splat((real)ring.mixing[j]) * shared[0] + own[0]);
+        second = sum_lanes(splat((real)(mixing * ring.keep_shared[j])) * shared[1] +
+                           splat((real)kept) * own[1]);
+        pull = (mixing * ring.push_shared[j] + pushed) * sum_lanes(between);
     }
     if (common) P->intercept[0] = intercept;
     return total;
