@@ -51,6 +51,7 @@ POOL_BYTES = 1 << 18
 # How far SAGA steps along a task's own vector, relative to the shared ones, where κ is smaller: the
 # proximal step bears any penalty, so only the loss limits the steps (from 0.3 to 1 work alike).
 LEAST_OWN_GAIN = 0.3
+EPOCHS_OF_DUAL = 5  # while SAGA gains as much as the longest row is longer than others
 # The default rate falls from there on: draws of samples per parameter, but as many as cost nothing,
 # and epochs at most.
 DRAWS_TO_SETTLE, LEAST_TO_SETTLE, MOST_EPOCHS_TO_SETTLE = 10, 1_000, 20
@@ -76,6 +77,7 @@ class Reading:
 
 @dataclass
 class Problem:
+    solver: str
     data: tuple
     dense: bool
     samples: np.ndarray
@@ -220,6 +222,7 @@ def penalty_shares(model):
 
 
 def describe(model, observations, classes, state, factors, solver):
+    """The `Problem` of a fit; for SAGA, where another may be chosen, the dual's if that pays."""
     X = observations.X
     kind = model._intercept_kind()
     code, parameter, smoothness, user = model._loss_setting(classes)
@@ -248,12 +251,21 @@ def describe(model, observations, classes, state, factors, solver):
     coupled = kind == "coupled"
     lengths = _squared_lengths(X)[samples["row"]] + coupled
     common_gain, own_gain = (factors.mixing**2).sum(axis=1), factors.kappa
+    bound = 1.0 if smoothness is None else smoothness
+
+    def curvature():
+        samples["curvature"] = (common_gain + own_gain)[task] * lengths + (kind != "none")
+        return bound * samples["weight"] * samples["curvature"]
+
     if solver == "saga":
         longer = np.maximum(own_gain, LEAST_OWN_GAIN * common_gain)
         own_gain = np.where(own_gain > 0, longer, 0.0)
-    gain = common_gain + own_gain
+        # Where X is read by blocks, judging the dual would read it twice an epoch.
+        open_to_dual = model.solver == "auto" and model._takes_dual() and model.sampling != "block"
+        if open_to_dual and code >= 0 and dual_pays(curvature(), float(model.alpha)):
+            solver, own_gain = "dual", factors.kappa
     task_alpha = model.alpha * own_gain / np.where(own_gain > 0, factors.kappa, 1.0)
-    samples["curvature"] = gain[task] * lengths + (kind in ("shared", "coupled")) + (kind == "free")
+    slopes = curvature()
 
     with np.errstate(divide="ignore"):
         task_rarity = np.where(counts > 0, 1.0 / chance, 0.0)
@@ -263,8 +275,6 @@ def describe(model, observations, classes, state, factors, solver):
     seen = chance @ has_class
     class_rarity = np.where(seen > 0, 1.0 / np.maximum(seen, 1e-300), 0.0)
 
-    bound = 1.0 if smoothness is None else smoothness
-    curvature = bound * samples["weight"] * samples["curvature"]
     shares = penalty_shares(model)
     convexity = float(model.alpha) * min(
         [shares[1]] * (len(state.shared) > 0) + [shares[3]] * bool((factors.kappa > 0).any())
@@ -273,7 +283,7 @@ def describe(model, observations, classes, state, factors, solver):
     settling = max(LEAST_TO_SETTLE, DRAWS_TO_SETTLE * (n_vectors + 1) * X.shape[1])
     settling = min(settling, MOST_EPOCHS_TO_SETTLE * n)
     stretch = _stretch(model, samples) if solver == "sgd" else 1.0
-    schedule, damping = _schedule(model, curvature / stretch, bound / stretch, settling, convexity)
+    schedule, damping = _schedule(model, slopes / stretch, bound / stretch, settling, convexity)
     heads = (state.head_start, state.head_class)
     if sp.issparse(X):
         heads += (state.vector_start,)
@@ -297,6 +307,7 @@ def describe(model, observations, classes, state, factors, solver):
     else:
         pool = POOL if POOL * X.shape[1] * X.dtype.itemsize <= POOL_BYTES else WIDE_POOL
     return Problem(
+        solver,
         data,
         not sp.issparse(X),
         samples,
@@ -321,6 +332,16 @@ def describe(model, observations, classes, state, factors, solver):
         float(model.clip_gradient or 0.0),
         resolve_threads(model.n_threads, work=n * X.shape[1]),
     )
+
+
+def dual_pays(curvature, alpha):
+    """Whether the dual is solved sooner than SAGA nears the minimum.
+
+    What slows SAGA down is the longest row, which all steps are short for; the dual has a step for
+    each row, and is slowed down by a weak penalty alone.
+    """
+    steep = curvature.mean() / (alpha * len(curvature))
+    return steep * curvature.mean() <= EPOCHS_OF_DUAL * curvature.max()
 
 
 def columns_worth_keeping(X, row, n_heads):
@@ -400,7 +421,9 @@ def _squared_lengths(X):
     lengths = np.empty(X.shape[0])
     for rows, block in in_blocks(X):
         if sp.issparse(X):
-            lengths[rows] = np.asarray(block.multiply(block).sum(axis=1)).ravel()
+            squares = np.square(block.data, dtype=np.float64)
+            squares = sp.csr_matrix((squares, block.indices, block.indptr), shape=block.shape)
+            lengths[rows] = squares @ np.ones(X.shape[1])
         else:
             with np.errstate(over="ignore"):  # in double precision only if it must be: it converts
                 squares = np.einsum("ij,ij->i", block, block)

@@ -32,7 +32,6 @@ from fastmtl.monitoring import Best, Epoch, as_callbacks
 from fastmtl.task_columns import ragged
 
 BLOCKS_PER_EPOCH = 16
-EPOCHS_OF_DUAL = 5  # while SAGA gains as much as the longest row is longer than others
 WORTH_MERGING = 20  # multiplications of steps, for each number that threads merge
 
 
@@ -45,9 +44,7 @@ def train(model, training, held_out, state, factors, max_iter, *, partial=False)
         return linear_direct.fit(model, training, state, factors)
     solver = "sgd" if partial else model._iterative()
     problem = describe(model, *training, state, factors, solver)
-    if solver == "saga" and model.solver == "auto" and model._takes_dual() and dual_pays(problem):
-        solver = "dual"
-        problem = describe(model, *training, state, factors, solver)
+    solver = problem.solver
     if max_iter > 2:
         problem.pack()
     judge = None if held_out is None else describe(model, *held_out, state, factors, "sgd")
@@ -312,20 +309,6 @@ def _saga(problem, state, tol):
     return run, settled
 
 
-def dual_pays(problem):
-    """Whether the dual is solved sooner than SAGA nears the minimum.
-
-    What slows SAGA down is the longest row, which all steps are short for; the dual has a step for
-    each row, and is slowed down by a weak penalty alone. Where X is read by blocks, judging the
-    dual would read it twice an epoch.
-    """
-    if problem.arguments[2][0] < 0 or problem.reading is not None:
-        return False
-    curvature = problem.smoothness * problem.samples["weight"] * problem.samples["curvature"]
-    steep = curvature.mean() / (problem.alpha * len(curvature))
-    return steep * curvature.mean() <= EPOCHS_OF_DUAL * curvature.max()
-
-
 def _dual(problem, state, tol):
     samples, n = problem.samples, len(problem.samples)
     if problem.arguments[2][0] < 0:
@@ -333,7 +316,8 @@ def _dual(problem, state, tol):
             "a task has more than two classes, which make a softmax; solver='dual' takes losses "
             "of one score, use 'saga' or 'sgd'"
         )
-    memory = np.zeros((n, 2))
+    memory = np.zeros((n, 3))
+    memory[:, 2] = np.nan
     if state.shared.any() or state.specific.any():
         memory[:, 0] = _as_dual(problem, state)
     pulls = samples["weight"] * memory[:, 0] / n

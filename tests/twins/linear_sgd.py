@@ -182,7 +182,8 @@ def dual_cases(sparse):
             n_shared = (code + kind) % 3
             d = 2 + 5 * n_shared + kind
             case = problem(rng, dtype, d=d, n_shared=n_shared, kind=kind, code=code, sparse=sparse)
-            case["memory"] = np.zeros((len(case["samples"]), 2))
+            case["memory"] = np.zeros((len(case["samples"]), 3))
+            case["memory"][:, 2] = np.nan
             case["penalty"] = (1.0, *case["penalty"][1:])  # scores whose exponential is finite
             if code == 1:
                 case["loss"] = 0, 0.0, 1.0, USER

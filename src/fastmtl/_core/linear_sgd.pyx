@@ -428,12 +428,12 @@ def saga_csr(data, indices, indptr, position, const sgd_sample[::1] samples,
 
 
 cdef int _fill_dual(sgd_problem *P, memory) except -1:
-    cdef double[:, ::1] slopes = memory
-    if slopes.shape[1] != 2 or slopes.shape[0] != P.n_samples:
-        raise ValueError("memory must have a row per sample, of slope and conjugate")
+    cdef double[:, ::1] held = memory
+    if held.shape[1] != 3 or held.shape[0] != P.n_samples:
+        raise ValueError("memory must have a row per sample, of slope, conjugate and score")
     if P.softmax or P.n_classes != 1 or not P.alpha > 0:
         raise ValueError("the dual needs one head per task and a positive alpha")
-    P.memory = &slopes[0, 0]
+    P.memory = &held[0, 0]
     return 0
 
 

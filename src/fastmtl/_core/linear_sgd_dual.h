@@ -8,40 +8,63 @@
  * (the method of multipliers). A step maximises the dual in one g, which is where the slope that
  * the step leads to is g itself: no rate to choose, no bound on the loss's second derivative.
  */
-#define SLOPE_ACCURACY 1e-4
+#define SLOPE_ACCURACY 1e-3
+#define STRAIGHT_ACCURACY 1e-10 /* the next trial is exact, and tells one score from others */
 #define MOST_TRIALS 100
 #define PATIENCE 6
 #define FARTHEST 1e300
 
-/* g' = ℓ'(p − c (g' − g)), which lies between g and ℓ'(p); *conjugate: ℓ*(g').
+/* What is remembered of a sample: `conjugate` is that of its loss at `slope`, which is a slope at
+ * `score`; that is NaN before the first step. */
+typedef struct {
+    double slope, conjugate, score;
+} NAME(dual_sample);
+
+/* g' = ℓ'(p − c (g' − g)), which lies between g and ℓ'(p); `value` and `slope` are those at p.
  *
- * Tried are the root of the secant and, in turn, where the tangents at two scores that enclose the
- * root meet: at a kink between them that is the kink, and tried again it stays where it is. The
- * slope of an exponential sends the far end off by many powers of ten: if these trials do not end,
- * some halve the logarithm of the distance from p. */
-static double NAME(implicit_slope)(const point_loss *loss, double y, double p, double c, double g,
-                                   double *conjugate) {
-    double slope_a, slope_b, value_a = point_loss_at(loss, y, p, &slope_a);
-    const double gap = slope_a - g, toward = gap > 0 ? -1.0 : 1.0;
+ * The score that has the slope g, where it is known, and p enclose the root. Tried is the root of
+ * the quadratic that has both ends' slopes and, on average, that between their values; where that
+ * leaves much, where the tangents at both ends meet: at a kink between them that is the kink, and
+ * tried again it stays where it is. The slope of an exponential sends a far end off by many powers
+ * of ten: if these trials do not end, some halve the logarithm of the distance from p. */
+static void NAME(implicit_slope)(const point_loss *loss, double y, double p, double value, double slope,
+                                 double c, NAME(dual_sample) *held) {
+    const double g = held->slope, gap = slope - g, toward = gap > 0 ? -1.0 : 1.0;
+    if (p == held->score) return;
     if (!(gap != 0.0)) {
-        *conjugate = g * p - value_a;
-        return g;
+        held->conjugate = g * p - value;
+        held->score = p;
+        return;
     }
-    double a = p, b = p + toward * fmin(c * fabs(gap), FARTHEST);
-    double value_b = point_loss_at(loss, y, b, &slope_b);
-    double off_a = gap, off_b = slope_b - g - (p - b) / c, q = b, value = value_b, slope = slope_b;
+    double a = p, value_a = value, slope_a = slope, off_a = gap;
+    double b = held->score, value_b = g * b - held->conjugate, slope_b = g;
+    if (isnan(b)) {
+        b = p + toward * fmin(c * fabs(gap), FARTHEST);
+        value_b = point_loss_at(loss, y, b, &slope_b);
+    }
+    double off_b = slope_b - g - (p - b) / c, q = b;
+    int near_root = 1, straight = slope_b == slope_a;
+    value = value_b, slope = slope_b;
     for (int trial = 1; trial < MOST_TRIALS; trial++) {
         const double moved = (p - q) / c, least = fmin(fabs(slope - g), fabs(moved));
-        if (fabs(slope - g - moved) <= SLOPE_ACCURACY * least) break;
+        if (fabs(slope - g - moved) <= (straight ? STRAIGHT_ACCURACY : SLOPE_ACCURACY) * least) break;
         const double low = fmin(a, b), high = fmax(a, b), near = 1e-13 * (fabs(a) + fabs(b));
         const double meet = (value_b - value_a + slope_a * a - slope_b * b) / (slope_a - slope_b);
         if (fabs(meet - a) <= near || fabs(meet - b) <= near || high - low <= near) {
-            q = fabs(meet - a) <= near ? a : b;
-            value = q == a ? value_a : value_b;
-            slope = fmin(fmax(g + (p - q) / c, fmin(slope_a, slope_b)), fmax(slope_a, slope_b));
+            const double kink = fabs(meet - a) <= near ? a : b;
+            value = kink == a ? value_a : value_b;
+            slope = fmin(fmax(g + (p - kink) / c, fmin(slope_a, slope_b)), fmax(slope_a, slope_b));
+            q = fmin(fmax(p - c * (slope - g), low), high); /* further, where a straight piece begins */
+            value += slope * (q - kink);
             break;
         }
-        q = trial % 2 ? (a * off_b - b * off_a) / (off_b - off_a) : meet;
+        q = meet;
+        if (near_root) {
+            const double bend = 6.0 * (value_b - value_a) / (b - a) - 3.0 * (slope_a + slope_b);
+            const double line = off_b - off_a + bend;
+            const double root = sqrt(line * line + 4.0 * bend * off_a);
+            q = a + (b - a) * (2.0 * off_a / (copysign(root, off_a) - line));
+        }
         if (!(q > low && q < high)) q = 0.5 * (a + b);
         if (trial >= PATIENCE && trial % 3 == 0) {
             const double far = fmax(fabs(p - a), fabs(p - b));
@@ -50,27 +73,29 @@ static double NAME(implicit_slope)(const point_loss *loss, double y, double p, d
         }
         value = point_loss_at(loss, y, q, &slope);
         const double off = slope - (g + (p - q) / c);
+        near_root = fabs(off) < 0.1 * fmin(fabs(off_a), fabs(off_b));
+        straight = slope == slope_a || slope == slope_b;
         if ((off > 0) == (off_a > 0)) {
-            a = q, value_a = value, slope_a = slope, off_a = off, off_b *= 0.5;
+            a = q, value_a = value, slope_a = slope, off_a = off;
         } else {
-            b = q, value_b = value, slope_b = slope, off_b = off, off_a *= 0.5;
+            b = q, value_b = value, slope_b = slope, off_b = off;
         }
     }
-    *conjugate = slope * q - value;
-    return slope;
+    held->slope = slope;
+    held->conjugate = slope * q - value;
+    held->score = q;
 }
 
 /* Renews what is remembered of a sample; returns how far its row enters the parameters. */
 static inline double NAME(dual_move)(const sgd_problem *P, int64_t i, double score, double *total) {
     const sgd_sample *z = P->samples + i;
-    double *slope = P->memory + 2 * i, ignored;
-    const double reach = z->weight / (P->alpha * (double)P->n_samples);
-    *total += z->weight * point_loss_at(&P->loss, z->target, score, &ignored);
-    const double moved = NAME(implicit_slope)(&P->loss, z->target, score, reach * z->curvature,
-                                              slope[0], slope + 1);
-    const double move = reach * (moved - slope[0]);
-    slope[0] = moved;
-    return move;
+    NAME(dual_sample) *held = (NAME(dual_sample) *)P->memory + i;
+    const double reach = z->weight / (P->alpha * (double)P->n_samples), before = held->slope;
+    double slope;
+    const double value = point_loss_at(&P->loss, z->target, score, &slope);
+    *total += z->weight * value;
+    NAME(implicit_slope)(&P->loss, z->target, score, value, slope, reach * z->curvature, held);
+    return reach * (held->slope - before);
 }
 
 static double NAME(dual_dense)(const sgd_problem *P, const int64_t *order, int64_t count, int64_t step) {
@@ -127,6 +152,7 @@ static double NAME(dual_csr)(const sgd_problem *P, const int64_t *order, int64_t
     return total;
 }
 #undef SLOPE_ACCURACY
+#undef STRAIGHT_ACCURACY
 #undef MOST_TRIALS
 #undef PATIENCE
 #undef FARTHEST

@@ -103,7 +103,8 @@ static double log_loss_(double y, double p, double parameter, double *gradient) 
     double margin = y * p;
     double small = exp(-fabs(margin)); /* never overflows */
     *gradient = -y * (margin > 0 ? small : 1.0) / (1.0 + small);
-    return log1p(small) + (margin > 0 ? 0.0 : -margin);
+    const double one_more = 1.0 + small; /* log1p, at half the price: what rounding took is put back */
+    return log(one_more) - ((one_more - 1.0) - small) / one_more + (margin > 0 ? 0.0 : -margin);
 }
 
 static double user_(double y, double p, double parameter, double *gradient) {

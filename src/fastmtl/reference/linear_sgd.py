@@ -62,7 +62,8 @@ __all__ = [
     "sgd_general_dense",
 ]
 
-SLOPE_ACCURACY, MOST_TRIALS, PATIENCE, FARTHEST = 1e-4, 100, 6, 1e300
+SLOPE_ACCURACY, STRAIGHT_ACCURACY = 1e-3, 1e-10
+MOST_TRIALS, PATIENCE, FARTHEST = 100, 6, 1e300
 SAMPLE = np.dtype(
     [
         ("row", np.int64),
@@ -502,34 +503,48 @@ def saga_csr(
     )
 
 
-def _implicit_slope(at, p, c, g):
-    """g' = ℓ'(p − c (g' − g)), and its conjugate; `at` is the loss of a score and its slope.
+def _implicit_slope(at, p, c, held):
+    """(g', its conjugate, a score of that slope) where g' = ℓ'(p − c (g' − g)).
 
-    Tried are the root of the secant and, in turn, where the tangents at two scores that enclose the
-    root meet: at a kink between them that is the kink, and tried again it stays where it is. If
-    these trials do not end, some halve the logarithm of the distance from p.
+    `at` is the loss of a score and its slope, `held` the same three of g; before the first step
+    the score is NaN. That score and p enclose the root. Tried is the root of the quadratic that has
+    both ends' slopes and, on average, that between their values; where that leaves much, where the
+    tangents at both ends meet: at a kink between them that is the kink, and tried again it stays
+    where it is. If these trials do not end, some halve the logarithm of the distance from p.
     """
+    g, conjugate, b = held
     value_a, slope_a = at(p)
     gap = slope_a - g
+    if p == b:
+        return held
     if gap == 0:
-        return g, g * p - value_a
-    toward = -1.0 if gap > 0 else 1.0
-    a, b = p, p + toward * min(c * abs(gap), FARTHEST)
-    value_b, slope_b = at(b)
-    off_a, off_b, q, value, slope = gap, slope_b - g - (p - b) / c, b, value_b, slope_b
+        return g, g * p - value_a, p
+    toward, a, off_a = -1.0 if gap > 0 else 1.0, p, gap
+    value_b, slope_b = g * b - conjugate, g
+    if np.isnan(b):
+        b = p + toward * min(c * abs(gap), FARTHEST)
+        value_b, slope_b = at(b)
+    off_b, q, value, slope = slope_b - g - (p - b) / c, b, value_b, slope_b
+    near_root, straight = True, slope_b == slope_a
     for trial in range(1, MOST_TRIALS):
         moved = (p - q) / c
-        if abs(slope - g - moved) <= SLOPE_ACCURACY * min(abs(slope - g), abs(moved)):
+        accuracy = STRAIGHT_ACCURACY if straight else SLOPE_ACCURACY
+        if abs(slope - g - moved) <= accuracy * min(abs(slope - g), abs(moved)):
             break
         low, high, near = min(a, b), max(a, b), 1e-13 * (abs(a) + abs(b))
         with np.errstate(all="ignore"):
             meet = (value_b - value_a + slope_a * a - slope_b * b) / np.float64(slope_a - slope_b)
-            secant = (a * off_b - b * off_a) / np.float64(off_b - off_a)
+            bend = 6.0 * (value_b - value_a) / np.float64(b - a) - 3.0 * (slope_a + slope_b)
+            line = off_b - off_a + bend
+            root = np.sqrt(line * line + 4.0 * bend * off_a)
+            share = 2.0 * off_a / (np.copysign(root, off_a) - line)
         if abs(meet - a) <= near or abs(meet - b) <= near or high - low <= near:
-            q, value = (a, value_a) if abs(meet - a) <= near else (b, value_b)
-            slope = min(max(g + (p - q) / c, min(slope_a, slope_b)), max(slope_a, slope_b))
+            kink, value = (a, value_a) if abs(meet - a) <= near else (b, value_b)
+            slope = min(max(g + (p - kink) / c, min(slope_a, slope_b)), max(slope_a, slope_b))
+            q = min(max(p - c * (slope - g), low), high)  # further, where a straight piece begins
+            value += slope * (q - kink)
             break
-        q = secant if trial % 2 else meet
+        q = a + (b - a) * share if near_root else meet
         if not low < q < high:
             q = 0.5 * (a + b)
         if trial >= PATIENCE and trial % 3 == 0:
@@ -539,11 +554,13 @@ def _implicit_slope(at, p, c, g):
                 q = p + toward * np.sqrt(close) * np.sqrt(far)
         value, slope = at(q)
         off = slope - (g + (p - q) / c)
+        near_root = abs(off) < 0.1 * min(abs(off_a), abs(off_b))
+        straight = slope in (slope_a, slope_b)
         if (off > 0) == (off_a > 0):
-            a, value_a, slope_a, off_a, off_b = q, value, slope, off, off_b / 2
+            a, value_a, slope_a, off_a = q, value, slope, off
         else:
-            b, value_b, slope_b, off_b, off_a = q, value, slope, off, off_a / 2
-    return slope, slope * q - value
+            b, value_b, slope_b, off_b = q, value, slope, off
+    return slope, slope * q - value, q
 
 
 def _dual(
@@ -559,11 +576,10 @@ def _dual(
             return _point_loss(loss[0], loss[1], loss[3])(y, score)
 
         total += sample["weight"] * at(p)[0]
-        reach = sample["weight"] / (alpha * len(samples))
+        reach, before = sample["weight"] / (alpha * len(samples)), memory[k, 0]
         with np.errstate(over="ignore", invalid="ignore"):
-            g, memory[k, 1] = _implicit_slope(at, p, reach * sample["curvature"], memory[k, 0])
-        move = reach * (g - memory[k, 0])
-        memory[k, 0] = g
+            memory[k] = _implicit_slope(at, p, reach * sample["curvature"], memory[k])
+        move = reach * (memory[k, 0] - before)
         shared[:, 0] -= np.outer(mixing[task] * move, np.append(x, kind == COUPLED))
         gain = np.full(len(v), kappa[task])
         gain[-1] = {COUPLED: kappa[task], FREE: 1.0}.get(kind, 0.0)
@@ -578,10 +594,11 @@ def dual_dense(
 ):
     """Run dual coordinate ascent over the samples in `order`; return the sum of weighted losses.
 
-    `memory` (n, 2) holds each sample's dual variable, the slope g of its loss, and the loss's
-    conjugate there. A step sets g to what maximises the dual: with c = w ‖x‖²_C / (α n), the
-    solution of ``g' = ℓ'(p − c (g' − g))``; then ``s_r ← s_r − B[t,r] w (g' − g) x / (α n)``, and
-    the same for ``v_t`` with κ_t and for intercepts without a penalty, with 1.
+    `memory` (n, 3) holds each sample's dual variable, the slope g of its loss, the loss's conjugate
+    there, and a score of that slope, NaN before the first step. A step sets g to what maximises the
+    dual: with c = w ‖x‖²_C / (α n), the solution of ``g' = ℓ'(p − c (g' − g))``; then
+    ``s_r ← s_r − B[t,r] w (g' − g) x / (α n)``, and the same for ``v_t`` with κ_t and for
+    intercepts without a penalty, with 1.
     """
     rows = _dense_rows(X, specific.shape[1] - 1)
     return _dual(
