@@ -663,7 +663,7 @@ BAD = [
     ({"coupling": "friends"}, "coupling is 'friends'; pass one of 'mean'"),
     ({"coupling": np.eye(2)}, "coupling is a bare matrix; .*from_covariance"),
     ({"coupling": TaskCoupling.from_covariance(np.eye(3))}, "made for 3 tasks, .* has 2"),
-    ({"solver": "newton"}, "solver is 'newton'"),
+    ({"solver": "simplex"}, "solver is 'simplex'"),
     ({"solver": "saga", "loss": "quantile"}, "solver='saga' takes 'squared_error'"),
     ({"sampling": "all"}, "sampling is 'all'"),
     ({"task_intercept": "none"}, "task_intercept is 'none'"),

@@ -5,7 +5,7 @@ import pytest
 import scipy.sparse as sp
 from sklearn.linear_model import PoissonRegressor
 
-from fastmtl import MultiTaskSGDClassifier, MultiTaskSGDRegressor, TaskCoupling
+from fastmtl import MultiTaskSGDClassifier, MultiTaskSGDRegressor, TaskCoupling, linear_newton
 
 EXACT = {"tol": 1e-11, "max_iter": 20_000, "random_state": 0}
 
@@ -98,7 +98,8 @@ def test_an_objective_that_stays_infinite_is_said():
             model.fit([[1.0], [1000.0]], [900, 0], tasks=[0, 0])
 
 
-def test_auto_takes_it_where_rows_are_of_unlike_lengths():
+def test_auto_takes_it_where_rows_are_of_unlike_lengths(monkeypatch):
+    monkeypatch.setattr(linear_newton, "pays", lambda *_: False)
     X, y, task = data()
     X = X * np.exp(2 * np.random.default_rng(0).normal(size=(len(X), 1)))
     given = {"alpha": 0.01, "random_state": 0, "max_iter": 5000}

@@ -18,6 +18,7 @@ from sklearn.metrics import accuracy_score, r2_score
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
+from fastmtl import linear_newton
 from fastmtl.config import resolve_threads
 from fastmtl.coupling import Factors, TaskRelations, resolve_coupling
 from fastmtl.estimators import (
@@ -195,7 +196,7 @@ class _MultiTaskSGD(TaskRelations, OnnxMixin, BaseEstimator):
         check_number(self, "validation_fraction", low=0.0, high=1.0, open_low=True)
         if as_point_loss(self.loss) is None:
             check_word(self, "loss", self._losses)
-        check_word(self, "solver", ("auto", "cholesky", "dual", "saga", "sgd"))
+        check_word(self, "solver", ("auto", "cholesky", "newton", "dual", "saga", "sgd"))
         check_word(self, "sampling", ("uniform", "task", "balanced", "block"))
         check_word(self, "task_intercept", ("coupled", "free", "shared"))
         check_word(self, "unseen_tasks", ("shared", "error"))
@@ -223,7 +224,7 @@ class _MultiTaskSGD(TaskRelations, OnnxMixin, BaseEstimator):
                 f"loss is {self.loss!r}, whose derivative has no bounded slope; solver='saga' "
                 f"takes {', '.join(map(repr, smooth))}, or a PointLoss with smoothness"
             )
-        if self.solver == "cholesky" and (unlike := self._unlike_direct()):
+        if self.solver in ("cholesky", "newton") and (unlike := self._unlike(self.solver)):
             raise ValueError(unlike)
         if self.solver == "dual" and not self._takes_dual():
             raise ValueError(
@@ -234,10 +235,13 @@ class _MultiTaskSGD(TaskRelations, OnnxMixin, BaseEstimator):
         resolve_threads(self.n_threads)
         as_callbacks(self.callbacks)
 
-    def _unlike_direct(self):
-        """What keeps the fit from being solved directly, as an error says it; None if nothing."""
+    def _unlike(self, solver):
+        """What keeps a direct solver from the fit, as an error says it; None if nothing."""
+        if solver == "newton" and not linear_newton.takes(self.loss):
+            smooth = ", ".join(repr(name) for name in self._losses if linear_newton.takes(name))
+            return f"loss is {self.loss!r}; solver='newton' takes {smooth}, use another solver"
         wanted = {
-            "loss": "squared_error",
+            "loss": self.loss if solver == "newton" else "squared_error",
             "shared_penalty": "l2",
             "task_penalty": "l2",
             "early_stopping": False,
@@ -246,9 +250,9 @@ class _MultiTaskSGD(TaskRelations, OnnxMixin, BaseEstimator):
         for name, value in wanted.items():
             given = getattr(self, name)
             if not (given is value or (isinstance(given, str) and given == value)):
-                return f"{name} is {given!r}; solver='cholesky' takes {value!r}, use another solver"
+                return f"{name} is {given!r}; solver={solver!r} takes {value!r}, use another solver"
         if self.alpha == 0:
-            return "alpha is 0; solver='cholesky' needs a positive alpha, use 'saga'"
+            return f"alpha is 0; solver={solver!r} needs a positive alpha, use 'saga'"
         return None
 
     def _takes_dual(self):
@@ -258,17 +262,32 @@ class _MultiTaskSGD(TaskRelations, OnnxMixin, BaseEstimator):
 
     def _is_direct(self, observations, factors):
         """Whether the fit is solved directly: as asked, or because that costs less than epochs."""
-        if self.solver != "auto" or self._iterative({"n_threads"}) != "saga":
+        if self.solver != "auto":
             return self.solver == "cholesky"
-        asks_for_epochs = self.sampling != "uniform" or self.tol is None
-        if asks_for_epochs or self._unlike_direct():
+        if self._asks_for_epochs() or self._unlike("cholesky"):
             return False
         return pays(observations, factors)
 
-    def _iterative(self, kept=()):
-        """The solver that runs epochs, if any does; settings in `kept` do not ask for one."""
+    def _is_newton(self, training, factors):
+        """Whether Newton's method fits: as asked, or because that costs less than epochs."""
+        if self.solver != "auto":
+            return self.solver == "newton"
+        if self._asks_for_epochs() or self._unlike("newton") or not training[1].binary:
+            return False
+        return linear_newton.pays(training[0], factors)
+
+    def _asks_for_epochs(self):
+        asks = self.sampling != "uniform" or self.tol is None
+        return asks or self._asks_for_sgd({"n_threads"})
+
+    def _iterative(self):
+        """The solver that runs epochs, if any does."""
         if self.solver != "auto":
             return self.solver
+        return "sgd" if self._asks_for_sgd() or self._smoothness() is None else "saga"
+
+    def _asks_for_sgd(self, kept=()):
+        """Whether a setting that SGD alone has, none of `kept`, is not as by default."""
         only_sgd = {
             "learning_rate": "auto",
             "eta0": None,
@@ -276,10 +295,9 @@ class _MultiTaskSGD(TaskRelations, OnnxMixin, BaseEstimator):
             "average": False,
             "clip_gradient": None,
         }
-        asks_for_sgd = self.sampling in ("task", "balanced") or any(
+        return self.sampling in ("task", "balanced") or any(
             getattr(self, name) != value for name, value in only_sgd.items() if name not in kept
         )
-        return "sgd" if asks_for_sgd or self._smoothness() is None else "saga"
 
     def _smoothness(self):
         own = as_point_loss(self.loss)
@@ -600,23 +618,26 @@ class MultiTaskSGDRegressor(RegressorMixin, _MultiTaskSGD):
         How tasks share: ``"mean"`` is one shared vector plus a task's own, ``"independent"`` is one
         model per task, ``"pooled"`` one model for all; ``"learn"`` finds the tasks' relations
         from the data (:meth:`TaskCoupling.learn`).
-    solver : {"auto", "cholesky", "dual", "saga", "sgd"}, default="auto"
+    solver : {"auto", "cholesky", "newton", "dual", "saga", "sgd"}, default="auto"
         ``"cholesky"`` solves for the exact minimum: squared error with l2 penalties and a positive
         alpha, in one pass over X that costs d²/2 multiplications a sample and d³ a task. It has no
         epochs (`n_iter_` is 1), no use for a warm start, and takes neither `early_stopping` nor
-        `callbacks`. The others draw a random sample per step. ``"saga"`` [2]_ remembers each
-        sample's last derivative (a number per label and class) and so converges linearly to the
-        exact minimum, without a rate to tune, where the loss is smooth. ``"dual"`` [3]_ maximises
-        the dual in one sample's slope after the other: exactly, for any convex loss, kinks and
-        ``"poisson"`` included, whatever the rows' lengths, with l2 penalties and a positive alpha;
-        a weak alpha makes it slow. ``"sgd"`` takes any loss, streams, and has an epoch in half the
-        time, but nears the minimum only as its rate decays.
+        `callbacks`. ``"newton"`` does the same for any smooth loss and ``"poisson"``, with the
+        losses' second derivatives for weights, in some six steps (`max_iter` at most), and from the
+        last solution with `warm_start`. The others draw a random sample per step. ``"saga"`` [2]_
+        remembers each sample's last derivative (a number per label and class) and so converges
+        linearly to the exact minimum, without a rate to tune, where the loss is smooth. ``"dual"``
+        [3]_ maximises the dual in one sample's slope after the other: exactly, for any convex loss,
+        kinks and ``"poisson"`` included, whatever the rows' lengths, with l2 penalties and a
+        positive alpha; a weak alpha makes it slow. ``"sgd"`` takes any loss, streams, and has an
+        epoch in half the time, but nears the minimum only as its rate decays.
         ``"auto"`` takes ``"cholesky"`` where it applies and costs less than ten epochs of
-        ``"saga"``, as it does up to some 250 features with as many samples a task, unless
-        ``tol=None`` or `sampling` asks for epochs; else, for a smooth loss, ``"dual"`` where
-        the penalty is strong or some rows are much longer than others, or ``"saga"``, unless
-        something is set that ``"sgd"`` alone has: `sampling` by task, `learning_rate`, `eta0`,
-        `average`, `clip_gradient` or (here) `n_threads`. `partial_fit` always uses ``"sgd"``.
+        ``"saga"``, as it does up to some 250 features with as many samples a task, and ``"newton"``
+        where that costs less than twenty, unless ``tol=None`` or `sampling` asks for epochs; else,
+        for a smooth loss, ``"dual"`` where the penalty is strong or some rows are much longer than
+        others, or ``"saga"``, unless something is set that ``"sgd"`` alone has: `sampling` by task,
+        `learning_rate`, `eta0`, `average`, `clip_gradient` or (here) `n_threads`. `partial_fit`
+        always uses ``"sgd"``.
     sampling : {"uniform", "task", "balanced", "block"}, default="uniform"
         How samples are drawn. The objective is the same, because a sample that is drawn more often
         weighs less when it is; to change the objective, set `task_weight`. ``"uniform"`` shuffles
@@ -643,8 +664,9 @@ class MultiTaskSGDRegressor(RegressorMixin, _MultiTaskSGD):
     tol : float or None, default=1e-4
         ``"sgd"`` stops when the objective's relative change stays within `tol` for
         `n_iter_no_change` epochs; ``"saga"`` when the length of the objective's gradient is `tol`
-        times that of a typical sample; ``"dual"`` when the objective is sure to be as near the
-        least as such a gradient implies, and within `tol` of it, relative. None runs `max_iter`
+        times that of a typical sample; ``"newton"`` after a step that gains less than `tol`,
+        relative, which leaves about its square; ``"dual"`` when the objective is sure to be as near
+        the least as such a gradient implies, and within `tol` of it, relative. None runs `max_iter`
         epochs and spares the check.
     n_iter_no_change : int, default=5
         See `tol` and `early_stopping`.
@@ -684,9 +706,9 @@ class MultiTaskSGDRegressor(RegressorMixin, _MultiTaskSGD):
     warm_start : bool, default=False
         Start `fit` from the last solution (``"cholesky"`` needs no start).
     n_threads : int or None, default=1
-        Threads of ``"cholesky"`` and ``"sgd"``. In the latter each owns whole tasks, and the shared
-        part is averaged several times an epoch. The result depends on the number of threads, not on
-        timing. None and -1 take all cores.
+        Threads of ``"cholesky"``, ``"newton"`` and ``"sgd"``. In the last each owns whole tasks,
+        and the shared part is averaged several times an epoch. The result depends on the number of
+        threads, not on timing. None and -1 take all cores.
     random_state : int, RandomState or None, default=None
         Seed of the order of samples and of the labels held out.
     callbacks : callable or list of callables, default=None
@@ -937,9 +959,9 @@ class MultiTaskSGDClassifier(ClassifierMixin, _MultiTaskSGD):
         See :class:`MultiTaskSGDRegressor`.
     coupling : {"mean", "independent", "pooled", "learn"} or TaskCoupling, default="mean"
         How tasks share; see :class:`MultiTaskSGDRegressor`.
-    solver : {"auto", "dual", "saga", "sgd"}, default="auto"
+    solver : {"auto", "newton", "dual", "saga", "sgd"}, default="auto"
         See :class:`MultiTaskSGDRegressor`; its ``"cholesky"`` has no loss of a classifier, and
-        ``"dual"`` no softmax.
+        ``"newton"`` and ``"dual"`` no softmax.
     sampling : {"uniform", "task", "balanced", "block"}, default="uniform"
         Draw samples evenly, a task first, a task and then a class, or from one block of rows after
         the other.

@@ -40,14 +40,9 @@ class Ridge:
 
     def __init__(self, observations, target, weight, kind, n_threads):
         X = observations.X
-        self.observations, self.weight = observations, weight
+        self.observations = observations
         self.kind, self.free = kind, kind == "free"
         self.d, self.n_threads = X.shape[1], n_threads
-        # Where an intercept takes it up again, a large mean would only cost digits.
-        self.mean = 0.0
-        if kind != "none":  # not by BLAS, whose threads would wake, and wait for work in the cores
-            self.mean = float(np.einsum("i,i", weight, target) / weight.sum())
-        self.target = np.asarray(target, dtype=np.float64) - self.mean
         self.width = padded(self.d)
         if sp.issparse(X):
             indices, indptr = X.indices.astype(np.int32, copy=False), X.indptr.astype(np.int64)
@@ -57,34 +52,41 @@ class Ridge:
         each = 8 * self.width**2
         self.per_block = max(1, BLOCK_BYTES // each)
         self.keeps = observations.n_tasks * each <= KEPT_BYTES
-        self.kept = []
+        self.rooms = []
+        self.weigh(target, weight)
+
+    def weigh(self, target, weight):
+        """Take these targets and weights, in place of those before."""
+        target = np.asarray(target, dtype=np.float64)
+        # Where an intercept takes it up again, a large mean would only cost digits.
+        self.mean = 0.0
+        if self.kind != "none":  # not by BLAS, whose threads would wake, and wait in the cores
+            self.mean = float(np.einsum("i,i", weight, target) / weight.sum())
+        self.target, self.weight, self.summed = target - self.mean, weight, False
 
     def grams(self):
         """(tasks, Gram matrices of (x, 1, y)), block by block."""
-        if self.kept:
-            yield from self.kept
-            return
         start, n_tasks = self.observations.task_start, self.observations.n_tasks
         size = min(self.per_block, n_tasks)
-        room = None
-        for begin in range(0, n_tasks, size):
-            tasks = slice(begin, min(begin + size, n_tasks))
-            if room is None or self.keeps:
-                room = empty_matrix(size, self.width**2, np.float64)
-            gram = room.reshape(size, self.width, self.width)[: tasks.stop - begin]
-            self.function(
-                *self.rows,
-                self.observations.row,
-                start[begin : tasks.stop + 1],
-                self.weight,
-                self.target,
-                gram,
-                self.free,
-                self.n_threads,
-            )
-            if self.keeps:
-                self.kept.append((tasks, gram))
+        for block, begin in enumerate(range(0, n_tasks, size)):
+            tasks, place = slice(begin, min(begin + size, n_tasks)), block if self.keeps else 0
+            if place == len(self.rooms):
+                self.rooms.append(empty_matrix(size, self.width**2, np.float64))
+            room = self.rooms[place].reshape(size, self.width, self.width)
+            gram = room[: tasks.stop - begin]
+            if not self.summed:
+                self.function(
+                    *self.rows,
+                    self.observations.row,
+                    start[begin : tasks.stop + 1],
+                    self.weight,
+                    self.target,
+                    gram,
+                    self.free,
+                    self.n_threads,
+                )
             yield tasks, gram
+        self.summed = self.keeps
 
     def solve(self, factors, strength):
         """The minimum of Σ weight ½ (y − p)² + strength (½ Σ ‖s_r‖² + ½ Σ ‖v_t‖² / κ_t)."""
@@ -196,7 +198,13 @@ def room_for(d, n_shared):
 
 
 def pays(observations, factors):
-    """Whether the direct solution costs less than `EPOCHS` epochs of SAGA.
+    """Whether the direct solution costs less than `EPOCHS` epochs of SAGA."""
+    direct, epoch, fits_memory = costs(observations, factors)
+    return fits_memory and direct < EPOCHS * epoch
+
+
+def costs(observations, factors):
+    """Of the direct solution and of an epoch of SAGA, and whether the former fits into memory.
 
     Nanoseconds on one core, by measurements: a sample's share of a Gram matrix, the elimination of
     a task, the sums and the system of the shared part; and SAGA's step.
@@ -213,4 +221,4 @@ def pays(observations, factors):
     pairs = (n_shared + 1) * (n_shared + 2) / 2
     direct = passes * n * sample + n_tasks * (0.1 * p**3 + 0.1 * pairs * p**2) + 0.01 * size**3
     fits_memory = room_for(d, n_shared) < machine_memory() / 4
-    return fits_memory and direct < EPOCHS * n * (n_shared + 1) * step
+    return direct, n * (n_shared + 1) * step, fits_memory

@@ -15,7 +15,7 @@ import scipy.sparse as sp
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 
-from fastmtl import linear_direct
+from fastmtl import linear_direct, linear_newton
 from fastmtl._core import linear_sgd
 from fastmtl._core import random as core_random
 from fastmtl.estimators import progress
@@ -42,6 +42,8 @@ def train(model, training, held_out, state, factors, max_iter, *, partial=False)
     """
     if not partial and model._is_direct(training[0], factors):
         return linear_direct.fit(model, training, state, factors)
+    if not partial and model._is_newton(training, factors):
+        return linear_newton.fit(model, training, state, factors, max_iter)
     solver = "sgd" if partial else model._iterative()
     problem = describe(model, *training, state, factors, solver)
     solver = problem.solver

@@ -4,7 +4,14 @@ import numpy as np
 import scipy.sparse as sp
 
 # Sums of squares and products of solves, whose rounding the largest entry does not bound alone.
-TOLERANCE = {"grams_dense": 10, "grams_csr": 10, "eliminate": 30, "own_parts": 300}
+TOLERANCE = {
+    "grams_dense": 10,
+    "grams_csr": 10,
+    "scores_dense": 10,
+    "scores_csr": 10,
+    "eliminate": 30,
+    "own_parts": 300,
+}
 
 SIZES = [19, 0, 3, 150, 1]
 
@@ -47,6 +54,33 @@ def grams_csr(rng, dtype):
             yield {"data": X.data, **places, "d": d, **case, "gram": room(d)}
 
 
+def scored(rng, n_rows, d):
+    case = next(samples(rng, n_rows))
+    n = len(case["row"])
+    for width in [d + 1, padded(d)]:
+        yield {
+            "row": case["row"],
+            "task_start": case["task_start"],
+            "vectors": rng.normal(size=(len(SIZES), width)),
+            "out": np.empty(n),
+            "n_threads": 1,
+        }
+
+
+def scores_dense(rng, dtype):
+    for d in [1, 8, 21]:
+        X = rng.normal(size=(200, d)).astype(dtype)
+        for case in scored(rng, len(X), d):
+            yield {"X": X, **case}
+
+
+def scores_csr(rng, dtype):
+    X = sp.random(200, 30, 0.2, "csr", random_state=rng, dtype=np.float64).astype(dtype)
+    places = {"indices": X.indices.astype(np.int32), "indptr": X.indptr.astype(np.int64)}
+    for case in scored(rng, 200, 30):
+        yield {"data": X.data, **places, "d": 30, **case}
+
+
 def systems(rng):
     for d, coupled in [(1, True), (5, False), (14, True), (33, False), (62, True)]:
         p = padded(d)
@@ -87,6 +121,8 @@ def own_parts(rng, dtype):
 CASES = {
     "grams_dense": grams_dense,
     "grams_csr": grams_csr,
+    "scores_dense": scores_dense,
+    "scores_csr": scores_csr,
     "eliminate": eliminate,
     "own_parts": own_parts,
 }

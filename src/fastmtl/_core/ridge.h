@@ -19,6 +19,11 @@
         void (*scatter)(const real *data, const int32_t *indices, const int64_t *indptr,          \
                         ptrdiff_t d, const int64_t *row, const double *weight,                    \
                         const double *target, ptrdiff_t n, double *gram, ptrdiff_t p);            \
+        void (*scores)(const real *X, ptrdiff_t d, const int64_t *row, ptrdiff_t n,               \
+                       const double *vector, double *out);                                        \
+        void (*scores_sparse)(const real *data, const int32_t *indices, const int64_t *indptr,    \
+                              ptrdiff_t d, const int64_t *row, ptrdiff_t n, const double *vector, \
+                              double *out);                                                       \
     } ridge_rows##suffix;                                                                         \
     extern const ridge_rows##suffix ridge_rows##suffix##_base, ridge_rows##suffix##_avx2,         \
         ridge_rows##suffix##_avx512;

@@ -23,6 +23,10 @@ cdef extern from "ridge.h" nogil:
         void (*scatter)(const float *, const int32_t *, const int64_t *, ptrdiff_t,
                         const int64_t *, const double *, const double *, ptrdiff_t, double *,
                         ptrdiff_t) noexcept nogil
+        void (*scores)(const float *, ptrdiff_t, const int64_t *, ptrdiff_t, const double *,
+                       double *) noexcept nogil
+        void (*scores_sparse)(const float *, const int32_t *, const int64_t *, ptrdiff_t,
+                              const int64_t *, ptrdiff_t, const double *, double *) noexcept nogil
     ctypedef struct ridge_rows_f64:
         void (*pack)(const double *, ptrdiff_t, const int64_t *, const double *, const double *,
                      const double *, ptrdiff_t, ptrdiff_t, double *) noexcept nogil
@@ -32,6 +36,10 @@ cdef extern from "ridge.h" nogil:
         void (*scatter)(const double *, const int32_t *, const int64_t *, ptrdiff_t,
                         const int64_t *, const double *, const double *, ptrdiff_t, double *,
                         ptrdiff_t) noexcept nogil
+        void (*scores)(const double *, ptrdiff_t, const int64_t *, ptrdiff_t, const double *,
+                       double *) noexcept nogil
+        void (*scores_sparse)(const double *, const int32_t *, const int64_t *, ptrdiff_t,
+                              const int64_t *, ptrdiff_t, const double *, double *) noexcept nogil
     ctypedef struct ridge_fetch:
         const char *X
         const int64_t *row
@@ -68,6 +76,12 @@ cdef struct Samples:
     const double *target
     ptrdiff_t d, p, n_tasks
     bint centred
+
+
+cdef int check_square(const double[:, :, ::1] gram, ptrdiff_t d) except -1:
+    if gram.shape[1] != gram.shape[2] or gram.shape[1] % 8 or gram.shape[1] < d + 2:
+        raise ValueError("gram must be (n_tasks, p, p) with p >= d + 2, a multiple of 8")
+    return 0
 
 
 cdef void sum_rows(const real *X, const Samples *at, ptrdiff_t task, ptrdiff_t begin, ptrdiff_t end,
@@ -183,13 +197,14 @@ cdef sum_all(const real *X, Samples *at, double[:, :, ::1] gram, int n_threads):
 
 cdef Samples samples_of(ptrdiff_t n_rows, ptrdiff_t d, const int64_t[::1] row,
                         const int64_t[::1] task_start, const double[::1] weight,
-                        const double[::1] target, double[:, :, ::1] gram, bint centred) except *:
+                        const double[::1] target, ptrdiff_t n_tasks, ptrdiff_t p,
+                        bint centred) except *:
     cdef Samples at
     cdef ptrdiff_t i, n = row.shape[0]
     at.n_tasks = task_start.shape[0] - 1
-    at.p = gram.shape[1]
-    if gram.shape[0] != at.n_tasks or at.p != gram.shape[2] or at.p % 8 or at.p < d + 2:
-        raise ValueError("gram must be (n_tasks, p, p) with p >= d + 2, a multiple of 8")
+    at.p = p
+    if n_tasks != at.n_tasks:
+        raise ValueError("task_start must have an entry more than there are tasks")
     if weight.shape[0] != n or target.shape[0] != n:
         raise ValueError("row, weight and target must be of one length")
     if at.n_tasks < 1 or task_start[0] < 0 or task_start[at.n_tasks] > n:
@@ -219,8 +234,9 @@ def grams_dense(const real[:, ::1] X, const int64_t[::1] row, const int64_t[::1]
     Samples ``task_start[t]:task_start[t + 1]`` are task t's. With `centred`, x is relative to the
     task's first row, and all but the row and column of the constant are about the weighted means.
     """
-    cdef Samples at = samples_of(
-        X.shape[0], X.shape[1], row, task_start, weight, target, gram, centred)
+    check_square(gram, X.shape[1])
+    cdef Samples at = samples_of(X.shape[0], X.shape[1], row, task_start, weight, target,
+                                 gram.shape[0], gram.shape[1], centred)
     if at.n_tasks:
         sum_all(&X[0, 0] if X.shape[0] and X.shape[1] else <const real *>NULL, &at, gram, n_threads)
 
@@ -230,11 +246,11 @@ def grams_csr(const real[::1] data, const int32_t[::1] indices, const int64_t[::
               const double[::1] weight, const double[::1] target, double[:, :, ::1] gram,
               bint centred, int n_threads):
     """As `grams_dense`, of a CSR matrix with sorted columns, which are not shifted."""
-    cdef Samples at = samples_of(
-        indptr.shape[0] - 1, d, row, task_start, weight, target, gram, centred)
+    check_square(gram, d)
+    cdef Samples at = samples_of(indptr.shape[0] - 1, d, row, task_start, weight, target,
+                                 gram.shape[0], gram.shape[1], centred)
     cdef const real *values = &data[0] if data.shape[0] else <const real *>NULL
-    if indptr[indptr.shape[0] - 1] > min(data.shape[0], indices.shape[0]):
-        raise ValueError("indptr must lie within data and indices")
+    check_csr(data.shape[0], indices.shape[0], indptr)
     at.indices = &indices[0] if indices.shape[0] else NULL
     at.indptr = &indptr[0]
     sum_all(values, &at, gram, n_threads)
@@ -319,3 +335,74 @@ def own_parts(const double[:, :, ::1] gram, int64_t own, const double[::1] scale
         own_part(&gram[0, 0, 0], n_tasks * k // n_threads, n_tasks * (k + 1) // n_threads, p, own,
                  &scale[0], &vectors[0, 0], scratch + k * room, &out[0, 0])
     free(scratch)
+
+
+cdef void score_part(const real *X, const Samples *at, ptrdiff_t begin, ptrdiff_t end,
+                     const double *vectors, double *out) noexcept nogil:
+    cdef ptrdiff_t t, last
+    if begin == end:
+        return
+    t = task_of(at, begin)
+    while begin < end:
+        last = min(end, at.task_start[t + 1])
+        if at.indptr == NULL:
+            if real is float:
+                ridge_rows_of_f32(simd_level).scores(
+                    X, at.d, at.row + begin, last - begin, vectors + t * at.p, out + begin)
+            else:
+                ridge_rows_of_f64(simd_level).scores(
+                    X, at.d, at.row + begin, last - begin, vectors + t * at.p, out + begin)
+        elif real is float:
+            ridge_rows_of_f32(simd_level).scores_sparse(
+                X, at.indices, at.indptr, at.d, at.row + begin, last - begin, vectors + t * at.p,
+                out + begin)
+        else:
+            ridge_rows_of_f64(simd_level).scores_sparse(
+                X, at.indices, at.indptr, at.d, at.row + begin, last - begin, vectors + t * at.p,
+                out + begin)
+        begin = max(begin, last)
+        t += 1
+
+
+cdef score_all(const real *X, Samples *at, const double[:, ::1] vectors, double[::1] out,
+               int n_threads):
+    cdef ptrdiff_t first = at.task_start[0], n = at.task_start[at.n_tasks], k
+    cdef const double *all_vectors = &vectors[0, 0]
+    cdef double *scores = &out[0] if out.shape[0] else NULL
+    for k in prange(n_threads, nogil=True, num_threads=n_threads, schedule="static"):
+        score_part(X, at, first + (n - first) * k // n_threads,
+                   first + (n - first) * (k + 1) // n_threads, all_vectors, scores)
+
+
+cdef int check_csr(ptrdiff_t n_data, ptrdiff_t n_indices, const int64_t[::1] indptr) except -1:
+    if indptr[indptr.shape[0] - 1] > min(n_data, n_indices):
+        raise ValueError("indptr must lie within data and indices")
+    return 0
+
+
+cdef Samples scored_of(ptrdiff_t n_rows, ptrdiff_t d, const int64_t[::1] row,
+                       const int64_t[::1] task_start, const double[:, ::1] vectors,
+                       double[::1] out) except *:
+    if vectors.shape[1] <= d:
+        raise ValueError("vectors must have d + 1 columns or more")
+    return samples_of(n_rows, d, row, task_start, out, out, vectors.shape[0], vectors.shape[1],
+                      False)
+
+
+def scores_dense(const real[:, ::1] X, const int64_t[::1] row, const int64_t[::1] task_start,
+                 const double[:, ::1] vectors, double[::1] out, int n_threads):
+    """Write ``x·w + b`` of each sample into `out`, with its task's (w, b) = vectors[t, : d + 1]."""
+    cdef Samples at = scored_of(X.shape[0], X.shape[1], row, task_start, vectors, out)
+    score_all(&X[0, 0] if X.shape[0] and X.shape[1] else <const real *>NULL, &at, vectors, out,
+              n_threads)
+
+
+def scores_csr(const real[::1] data, const int32_t[::1] indices, const int64_t[::1] indptr,
+               int64_t d, const int64_t[::1] row, const int64_t[::1] task_start,
+               const double[:, ::1] vectors, double[::1] out, int n_threads):
+    """As `scores_dense`, of the rows of a CSR matrix."""
+    cdef Samples at = scored_of(indptr.shape[0] - 1, d, row, task_start, vectors, out)
+    check_csr(data.shape[0], indices.shape[0], indptr)
+    at.indices = &indices[0] if indices.shape[0] else NULL
+    at.indptr = &indptr[0]
+    score_all(&data[0] if data.shape[0] else <const real *>NULL, &at, vectors, out, n_threads)

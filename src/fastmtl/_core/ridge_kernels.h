@@ -59,7 +59,34 @@ static void NAME(scatter_)(
     }
 }
 
-const RIDGE_ROWS NAME(ridge_rows) = {NAME(pack_), NAME(pack_sparse_), NAME(scatter_)};
+/* out = x·v + v_d: eight sums, which the compiler keeps in vectors. */
+static void NAME(scores_)(const real *X, ptrdiff_t d, const int64_t *row, ptrdiff_t n,
+                          const double *vector, double *out) {
+    for (ptrdiff_t i = 0; i < n; i++) {
+        const real *x = X + row[i] * d;
+        double sums[8] = {0}, score = vector[d];
+        ptrdiff_t k = 0;
+        for (; k + 8 <= d; k += 8)
+            for (int l = 0; l < 8; l++) sums[l] += (double)x[k + l] * vector[k + l];
+        for (; k < d; k++) score += (double)x[k] * vector[k];
+        for (int l = 0; l < 8; l++) score += sums[l];
+        out[i] = score;
+    }
+}
+
+static void NAME(scores_sparse_)(const real *data, const int32_t *indices, const int64_t *indptr,
+                                 ptrdiff_t d, const int64_t *row, ptrdiff_t n,
+                                 const double *vector, double *out) {
+    for (ptrdiff_t i = 0; i < n; i++) {
+        double score = vector[d];
+        for (int64_t z = indptr[row[i]]; z < indptr[row[i] + 1]; z++)
+            score += (double)data[z] * vector[indices[z]];
+        out[i] = score;
+    }
+}
+
+const RIDGE_ROWS NAME(ridge_rows) = {
+    NAME(pack_), NAME(pack_sparse_), NAME(scatter_), NAME(scores_), NAME(scores_sparse_)};
 #undef RIDGE_ROWS
 
 #if !IS_F32

@@ -42,6 +42,19 @@ def _grams(X, row, task_start, weight, target, gram, centred, shifted):
             gram[t, : d + 2, : d + 2] = (z.T * w) @ z
 
 
+def scores_dense(X, row, task_start, vectors, out, n_threads):
+    """Write ``x·w + b`` of each sample into `out`, with its task's (w, b) = vectors[t, : d + 1]."""
+    d = X.shape[1]
+    for vector, (begin, end) in zip(vectors, itertools.pairwise(task_start)):
+        out[begin:end] = X[row[begin:end]].astype(np.float64) @ vector[:d] + vector[d]
+
+
+def scores_csr(data, indices, indptr, d, row, task_start, vectors, out, n_threads):
+    """As `scores_dense`, of the rows of a CSR matrix."""
+    X = sp.csr_matrix((data, indices, indptr), shape=(len(indptr) - 1, d)).toarray()
+    scores_dense(X, row, task_start, vectors, out, n_threads)
+
+
 def eliminate(gram, own, scale, weight, total, n_threads):
     """Add ``Σ_t weight[t, k] (G_t − G_t:q (G_t,qq + 1/scale_t)⁻¹ G_t,q:)`` to total[k].
 
