@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -418,18 +419,26 @@ def _schedule(model, curvature, bound, settling, convexity):
 
 
 def _squared_lengths(X):
+    if sp.issparse(X):
+        return _squared_lengths_sparse(X)
     lengths = np.empty(X.shape[0])
     for rows, block in in_blocks(X):
-        if sp.issparse(X):
-            squares = np.square(block.data, dtype=np.float64)
-            squares = sp.csr_matrix((squares, block.indices, block.indptr), shape=block.shape)
-            lengths[rows] = squares @ np.ones(X.shape[1])
-        else:
-            with np.errstate(over="ignore"):  # in double precision only if it must be: it converts
-                squares = np.einsum("ij,ij->i", block, block)
-            if not np.isfinite(squares).all():
-                squares = np.einsum("ij,ij->i", block, block, dtype=np.float64)
-            lengths[rows] = squares
+        with np.errstate(over="ignore"):  # in double precision only if it must be: it converts
+            squares = np.einsum("ij,ij->i", block, block)
+        if not np.isfinite(squares).all():
+            squares = np.einsum("ij,ij->i", block, block, dtype=np.float64)
+        lengths[rows] = squares
+    return lengths
+
+
+def _squared_lengths_sparse(X):
+    lengths = np.zeros(X.shape[0])
+    for begin, end in itertools.pairwise(bounds(X)):
+        starts = X.indptr[begin : end + 1]
+        filled = np.flatnonzero(np.diff(starts))
+        if len(filled):
+            squares = np.square(X.data[starts[0] : starts[-1]], dtype=np.float64)
+            lengths[begin + filled] = np.add.reduceat(squares, starts[filled] - starts[0])
     return lengths
 
 

@@ -140,11 +140,16 @@ static double NAME(dual_csr)(const sgd_problem *P, const int64_t *order, int64_t
         NAME(scores_csr)(P, sample, &score);
         const double move = NAME(dual_move)(P, order[k], score, &total);
         if (move == 0.0) continue;
+        const int together = R == 1 && kappa > 0;
+        if (together)
+            NAME(push_entries)((real)(mixing[0] * move), s, (real)(kappa * move), v, x,
+                               P->indices + begin, P->position + begin, n, v, NULL, 0);
+        else if (kappa > 0)
+            NAME(push_sparse)((real)(kappa * move), v, x, P->position + begin, n);
         for (int64_t r = 0; r < R; r++, s += stride) {
-            NAME(push_sparse)((real)(mixing[r] * move), s, x, P->indices + begin, n);
+            if (!together) NAME(push_sparse)((real)(mixing[r] * move), s, x, P->indices + begin, n);
             if (coupled) s[stride - 1] -= (real)(mixing[r] * move);
         }
-        if (kappa > 0) NAME(push_sparse)((real)(kappa * move), v, x, P->position + begin, n);
         const double gain = free ? 1.0 : coupled ? kappa : 0.0;
         v[NAME(last_of)(P, head)] -= (real)(gain * move);
         if (common) P->intercept[0] -= move;
