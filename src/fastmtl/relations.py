@@ -34,6 +34,8 @@ FLOOR = 1e-2  # the least κ_t beside the mean variance: no task collapses on th
 FEATURE_SHRINKAGE = 20.0  # tasks' worth of belief that features are uncorrelated in Ω
 ALIKE = 2  # directions in which the means of tasks' rows differ
 DECISIVE = 5.0  # log evidence that leaving the relations of "mean", or freeing a column, must gain
+LITTLE = 0.03  # log evidence that the last steps of a search must gain
+STEPS, MANY_STEPS = 2, 5  # these; many where Ω is free, or columns of B, which begin near a saddle
 PATIENCE = 3  # steps of a search without such a gain
 KAPPA_SPREAD = 1.0  # prior standard deviation of log κ_t about its mean
 
@@ -49,7 +51,7 @@ class _Search:
     def __init__(self, summaries, data, rank, spread, features, start):
         self.summaries, self.flat, self.noisy = summaries, data.flat, data.loss == "squared"
         self.rank, self.spread, self.features = rank, spread, features
-        self.start = start
+        self.start, self.last = start, None
         self.n_tasks = len(start.kappa)
         self.p, self.q = start.root.shape
         self.lower = np.tril_indices(self.q, -1)
@@ -79,16 +81,44 @@ class _Search:
             "noise": [np.log(start.noise)] if self.noisy else [],
         }
         self.ends = np.cumsum([0] + [len(part) for part in parts.values()])
+        self.units = self._units(parts)
         self.names = list(parts)
         reach = {"level": 8.0, "spread": 5.0, "scales": 4.0, "noise": 8.0, "alike": 8.0}
         reach["mixing"] = np.inf if self.rank else 6.0
+        self.origin = np.concatenate([np.asarray(part, dtype=float) for part in parts.values()])
         bounds = []
-        for name, part in parts.items():
+        for name, begin, end in zip(parts, self.ends, self.ends[1:]):
             bound = reach.get(name, np.inf)
-            bounds += [(value - bound, value + bound) for value in part]
-        return np.concatenate([np.asarray(part, dtype=float) for part in parts.values()]), bounds
+            bounds += [(-bound / unit, bound / unit) for unit in self.units[begin:end]]
+        return np.zeros(len(self.origin)), bounds
+
+    def _units(self, parts):
+        """Of each number, about what changes the likelihood by ½, so that a search is round.
+
+        By the information at the start, with shared vectors as long as their prior has them. The
+        expansion of a loss that is not quadratic holds near the start only: its steps stay short.
+        """
+        units = np.ones(self.ends[-1])
+        if not self.noisy:
+            return units
+        kappa, left = self.start.kappa, sum(summary.left(self.start) for summary in self.summaries)
+        own = 0.5 * kappa**2 * np.sum(np.square(left), axis=(1, 2))
+        information = {
+            "mixing": 2.0 * self.q,
+            "alike": 2.0 * self.q,
+            "level": own.sum(),
+            "spread": own + 1 / KAPPA_SPREAD**2,
+            "noise": 0.5 * sum(summary.count for summary in self.summaries),
+        }
+        if self.rank:
+            information["mixing"] = np.repeat(np.trace(left, axis1=1, axis2=2), self.rank)
+        for name, begin, end in zip(parts, self.ends, self.ends[1:]):
+            if name in information and end > begin:
+                units[begin:end] = np.maximum(information[name], 1e-3) ** -0.5
+        return units
 
     def relations(self, x):
+        x = self.origin + self.units * x
         part = {n: x[a:b] for n, a, b in zip(self.names, self.ends, self.ends[1:])}
         if self.rank:
             mixing = part["mixing"].reshape(self.n_tasks, self.rank)
@@ -110,6 +140,8 @@ class _Search:
         return Relations(mixing, kappa, root, noise, not self.rank, self.start.alike)
 
     def __call__(self, x):
+        if self.last is not None and np.array_equal(x, self.last[0]):
+            return self.last[1:]
         relations = self.relations(x)
         root = relations.root
         try:
@@ -138,7 +170,8 @@ class _Search:
             parts.append((by_root[: self.q] * np.diag(root)[:, None])[self.lower])
         if self.noisy:
             parts.append([by_noise])
-        return value, np.concatenate(parts)
+        self.last = x.copy(), value, self.units * np.concatenate(parts)
+        return self.last[1:]
 
     def prior(self, relations):
         """Negative log prior of κ and Ω, and its gradients in log κ and L."""
@@ -158,32 +191,36 @@ class _Search:
             by_root[: self.q] = FEATURE_SHRINKAGE * (inverse.T - precision * partial @ inverse.T)
         return value, by_kappa, by_root
 
-    def run(self, careful):
-        """Minimise; a `careful` search ends where gains no longer pay for B's freedom."""
+    def run(self, careful, little):
+        """Minimise until steps gain `little`; a `careful` search ends, too, where gains no longer
+        pay for B's freedom."""
         x, bounds = self.initial()
         best = np.inf, x
-        later = 0
+        later, values = 0, [self(x)[0]]
+        plain = not self.rank and self.features == "identity"
+        steps = (STEPS if plain else MANY_STEPS) if self.noisy else 1
 
-        def weigh(intermediate_result):
+        def watch(intermediate_result):
             nonlocal best, later
             value, x = intermediate_result.fun, intermediate_result.x
-            value += _mixing_cost(self.relations(x), (self.at, self.summaries))
-            later = later + 1 if value > best[0] else 0
-            if value < best[0]:
-                best = value, x.copy()
-            if later >= PATIENCE:
+            values.append(value)
+            if careful:
+                value += _mixing_cost(self.relations(x), (self.at, self.summaries))
+                later = later + 1 if value > best[0] else 0
+                if value < best[0]:
+                    best = value, x.copy()
+            settled = len(values) > steps and values[-1 - steps] - values[-1] < little
+            if settled or later >= PATIENCE:
                 raise StopIteration
 
-        options = {"maxiter": SEARCH_STEPS, "gtol": 1e-2, "maxcor": 20}
-        options["ftol"] = 0.03 / max(1.0, abs(self(x)[0]))
         found = minimize(
             self,
             x,
             jac=True,
             method="L-BFGS-B",
             bounds=bounds,
-            options=options,
-            callback=weigh if careful else None,
+            options={"maxiter": SEARCH_STEPS, "gtol": 1e-2, "ftol": 0.0, "maxcor": 20},
+            callback=watch,
         )
         x = best[1] if careful and found.nit else found.x
         return self.relations(x), float(self(x)[0] if careful else found.fun)
@@ -366,7 +403,9 @@ def _learn(data, root, rank, features):
         # The promise of the first, when little is shared as yet, is too often missed.
         if rank == "auto" and columns > 1 and not promising:
             break
-        now = _rounds(data, relations, found, columns, careful=rank == "auto")
+        passing = rank != "auto" and columns < most  # the next column's search goes on from here
+        little = DECISIVE if passing else LITTLE
+        now = _rounds(data, relations, found, columns, careful=rank == "auto", little=little)
         cost = _mixing_cost(*now[1:])
         if rank != "auto" or now[0] + cost + DECISIVE < best[0]:
             best = now[0] + cost, *now[1:]
@@ -552,12 +591,22 @@ def _with_column(data, now, columns):
     return best > DECISIVE, replace(relations, mixing=mixing), (starts, summaries)
 
 
-def _rounds(data, relations, found, columns, *, spread=False, features="identity", careful=False):
+def _rounds(
+    data,
+    relations,
+    found,
+    columns,
+    *,
+    spread=False,
+    features="identity",
+    careful=False,
+    little=LITTLE,
+):
     """Search and expand in turn; return (value, relations, (posteriors, summaries))."""
     value = np.inf
     for _ in range(1 if data.loss == "squared" else MAX_ROUNDS):
         search = _Search(found[1], data, columns, spread, features, relations)
-        relations, new = search.run(careful)
+        relations, new = search.run(careful, little)
         found = modes(data, relations, found[0])
         if abs(value - new) < 0.1:
             break
