@@ -124,7 +124,7 @@ def posterior(summary, relations, flat, *, gradient=False):
         return found
 
     # u_t has covariance U_t, and the whitened vector is P_t m_t + keep_t u_t plus noise of P_t.
-    cov = scipy.linalg.cho_solve(cho, np.eye(len(b))) if len(b) else np.zeros((0, 0))
+    cov = _inverse(cho)
     U = np.zeros((n_tasks, width, width))
     cov_us = np.zeros((n_tasks, n_shared, width, q))  # Cov(u_t, s_r)
     if n_shared:
@@ -201,6 +201,14 @@ def shared_part(blocks, right, edge, strength=1.0):
     return b, cho, theta, 2 * np.log(np.diag(cho[0])).sum()
 
 
+def _inverse(cho):
+    """A⁻¹ of what `shared_part` gives of A."""
+    if cho is None:
+        return np.zeros((0, 0))
+    lower = np.tril(scipy.linalg.lapack.dpotri(cho[0], lower=1)[0])
+    return lower + np.tril(lower, -1).T
+
+
 def _of_shared(B, left, right, edge):
     """`shared_part` from what the data say of each u_t."""
     n_shared = B.shape[1]
@@ -221,6 +229,7 @@ class Spectrum:
     def __init__(self, summary, root, flat):
         self.root, self.flat = root, flat
         self.square, self.count = summary.square, summary.count
+        self.last_left = None, None
         plain = root.shape == summary.gram.shape[1:] and np.array_equal(root, np.eye(len(root)))
         own = summary.gram if plain else root.T @ summary.gram @ root
         size, basis = np.linalg.eigh(own)
@@ -234,19 +243,23 @@ class Spectrum:
             self.last, self.last_moment = summary.gram[:, -1, -1], summary.moment[:, -1]
 
     def _turned(self, vectors):
-        return np.einsum("tij,tj->ti", self.basis, vectors)
+        return (self.basis @ vectors[:, :, None])[:, :, 0]
 
     def _back(self, vectors):
-        return np.einsum("tij,ti->tj", self.basis, vectors)
+        return (vectors[:, None] @ self.basis)[:, 0]
 
     def _squares(self, weight):
         """Q_t diag(weight_t) Q_tᵀ."""
         return self.basis.transpose(0, 2, 1) @ (weight[:, :, None] * self.basis)
 
     def left(self, relations):
-        """See `Summary.left`."""
-        size = self.size / relations.noise
-        return self._squares(size / (1 + relations.kappa[:, None] * size))
+        """See `Summary.left`; the last is kept, for several ask about the same relations."""
+        now = relations.noise, relations.kappa.tobytes()
+        if now != self.last_left[0]:
+            size = self.size / relations.noise
+            left = self._squares(size / (1 + relations.kappa[:, None] * size))
+            self.last_left = now, left
+        return self.last_left[1]
 
     def posterior(self, relations, gradient):
         """As `posterior`; the gradient has no part in L."""
@@ -258,7 +271,7 @@ class Spectrum:
         last, last_moment = self.last / noise, self.last_moment / noise
         kept = 1 / (1 + kappa * size)
         info = size * kept
-        left = self._squares(info)
+        left = self.left(relations)
         flank = kept * edge
 
         n_rows = n_shared * q
@@ -292,7 +305,7 @@ class Spectrum:
             return found
 
         # With the means at their best only what depends on B, κ and the noise directly is left.
-        cov = scipy.linalg.cho_solve(cho, np.eye(len(b))) if len(b) else np.zeros((0, 0))
+        cov = _inverse(cho)
         pairs = cov[:n_rows, :n_rows].reshape(n_shared, q, n_shared, q).transpose(1, 3, 0, 2)
         pairs = np.ascontiguousarray(pairs).reshape(q * q, -1)
         by_pair = left.reshape(n_tasks, -1) @ pairs  # ⟨left_t, Cov(s_r, s_s)⟩

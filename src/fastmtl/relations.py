@@ -10,6 +10,7 @@ Losses that are not quadratic enter by their quadratic expansion about the poste
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -18,7 +19,7 @@ import scipy.sparse as sp
 import scipy.special
 from scipy.optimize import minimize
 from sklearn.utils.extmath import randomized_svd
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 from fastmtl._core import ridge
 from fastmtl.evidence import Posterior, Relations, Summary, padded, posterior
@@ -35,7 +36,7 @@ FEATURE_SHRINKAGE = 20.0  # tasks' worth of belief that features are uncorrelate
 ALIKE = 2  # directions in which the means of tasks' rows differ
 DECISIVE = 5.0  # log evidence that leaving the relations of "mean", or freeing a column, must gain
 LITTLE = 0.03  # log evidence that the last steps of a search must gain
-STEPS, MANY_STEPS = 2, 5  # these; many where Ω is free, or columns of B, which begin near a saddle
+STEPS, MANY_STEPS = 2, 5  # these; many where columns of B are free, which begin near a saddle
 PATIENCE = 3  # steps of a search without such a gain
 KAPPA_SPREAD = 1.0  # prior standard deviation of log κ_t about its mean
 
@@ -108,6 +109,8 @@ class _Search:
             "alike": 2.0 * self.q,
             "level": own.sum(),
             "spread": own + 1 / KAPPA_SPREAD**2,
+            "scales": 4.0 * own.sum() / self.q,
+            "unit": 2.0 * own.sum() / self.q,
             "noise": 0.5 * sum(summary.count for summary in self.summaries),
         }
         if self.rank:
@@ -197,8 +200,7 @@ class _Search:
         x, bounds = self.initial()
         best = np.inf, x
         later, values = 0, [self(x)[0]]
-        plain = not self.rank and self.features == "identity"
-        steps = (STEPS if plain else MANY_STEPS) if self.noisy else 1
+        steps = (MANY_STEPS if self.rank else STEPS) if self.noisy else 1
 
         def watch(intermediate_result):
             nonlocal best, later
@@ -376,8 +378,14 @@ def learn(data, root, *, rank="auto", features="identity"):
     value : float
         Negative log evidence, with the cost of what was freed.
     """
-    with threadpool_limits(1, user_api="blas"):  # many small products: threads would only wait
+    with _threadpools().limit(limits=1, user_api="blas"):  # small products: threads would wait
         return _learn(data, root, rank, features)
+
+
+@functools.cache
+def _threadpools():
+    # NumPy's and SciPy's are loaded by now, and a search for them costs milliseconds.
+    return ThreadpoolController()
 
 
 def _learn(data, root, rank, features):
