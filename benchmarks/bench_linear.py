@@ -471,6 +471,12 @@ def races():
         X = np.ascontiguousarray((X - X.mean(axis=0)) / X.std(axis=0))
         y = (y - y.mean()).astype(np.float64)
         race("School", X, y, task, 30 / len(y), False)
+    if (home / "landmine.npz").is_file():
+        X, y, task = datasets.fetch_landmine(return_X_y=True)
+        X = X.astype(np.float64)
+        X = np.ascontiguousarray((X - X.mean(axis=0)) / X.std(axis=0))
+        y = np.where(y == y.max(), 1.0, -1.0)
+        race("Landmine", X, y, task, 1e-3, True)
     if (home / "newsgroups.npz").is_file():
         with np.load(home / "newsgroups.npz") as held:
             part = {key[9:]: held[key] for key in held.files if key.startswith("comp_sci_")}
