@@ -626,6 +626,26 @@ def test_awkward_but_good_input_gives_the_same_fit(tmp_path):
     assert model.coef_.dtype == np.float64
 
 
+@pytest.mark.parametrize("form", ["long", "matrix", "list"])
+def test_truth_values_and_none_among_objects_are_labels(form):
+    rng = np.random.default_rng(0)
+    X, task = rng.normal(size=(120, 3)), np.arange(120) % 2
+    y = (X[:, 0] > 0).astype(object)
+    model = MultiTaskSGDClassifier(alpha=0.01)
+    if form == "long":
+        given, tasks = (X, y), {"tasks": task}
+    elif form == "matrix":
+        given, tasks = (X, np.where(task[:, None] == [0, 1], y[:, None], None)), {}
+    else:
+        given, tasks = ([X[::2], X[1::2]], [y[::2], y[1::2]]), {}
+    assert model.fit(*given, **tasks).score(*given, **tasks) == pytest.approx(
+        MultiTaskSGDClassifier(alpha=0.01)
+        .fit(X, y.astype(bool), tasks=task)
+        .score(X, y.astype(bool), tasks=task),
+        abs=1e-12,
+    )
+
+
 def test_a_tuple_is_a_label():
     X, y, task = datasets.make_multitask_regression(8, 3, 4, random_state=0)
     pairs = [("north", int(t)) for t in task]

@@ -174,13 +174,18 @@ def in_form(values, queries):
 
 
 def score_in_form(metric, y, predicted, sample_weight):
+    def plain(labels):
+        """Objects as what they are: scikit-learn's metrics know no truth values among them."""
+        labels = np.asarray(labels)
+        return np.array(labels.tolist()) if labels.dtype == object else labels
+
     if isinstance(predicted, list):
-        return metric(np.concatenate(y), np.concatenate(predicted), sample_weight=sample_weight)
+        truth, answer = np.concatenate(y), np.concatenate(predicted)
+        return metric(plain(truth), plain(answer), sample_weight=sample_weight)
     y = np.asarray(y)
     if predicted.ndim == 1:
-        return metric(
-            y.ravel() if y.shape == (len(y), 1) else y, predicted, sample_weight=sample_weight
-        )
+        truth = y.ravel() if y.shape == (len(y), 1) else y
+        return metric(plain(truth), plain(predicted), sample_weight=sample_weight)
     if y.shape != predicted.shape:
         raise ValueError(f"y has shape {y.shape}; the model predicts {predicted.shape}")
     scores = []
@@ -189,7 +194,8 @@ def score_in_form(metric, y, predicted, sample_weight):
         weight = None if sample_weight is None else np.asarray(sample_weight)[has]
         if has.any():
             truth = y[has, t].astype(predicted.dtype)
-            scores.append(metric(truth, predicted[has, t], sample_weight=weight))
+            answer = plain(predicted[has, t])
+            scores.append(metric(plain(truth), answer, sample_weight=weight))
     return float(np.mean(scores))
 
 
