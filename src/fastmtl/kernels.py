@@ -36,7 +36,7 @@ FLOATS = (np.float64, np.float32)
 NATIVE_FLOATS = tuple(map(np.dtype, FLOATS))
 CACHE_LINE = 64
 GRADIENT_ROWS = 1024  # treated at a time, so that broadcast or converted weights stay small
-LARGE = 1 << 23  # bytes; from here on huge pages pay
+LARGE = 1 << 22  # bytes; from here on huge pages pay
 WORK_PER_THREAD = 1_000_000  # multiply-adds; below, waking a thread costs more than it does
 
 
