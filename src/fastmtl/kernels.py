@@ -36,7 +36,7 @@ FLOATS = (np.float64, np.float32)
 NATIVE_FLOATS = tuple(map(np.dtype, FLOATS))
 CACHE_LINE = 64
 GRADIENT_ROWS = 1024  # treated at a time, so that broadcast or converted weights stay small
-LARGE = 1 << 22  # bytes; from here on huge pages pay
+LARGE = 1 << 23  # bytes; from here on huge pages pay
 WORK_PER_THREAD = 1_000_000  # multiply-adds; below, waking a thread costs more than it does
 
 
@@ -580,10 +580,10 @@ def _check_out(out, shape, dtype):
         raise ValueError("out is read-only; pass a writeable array")
 
 
-def empty_matrix(n, m, dtype):
+def empty_matrix(n, m, dtype, large=LARGE):
     """Uninitialised (n, m), starting at a cache line so that stores can bypass the cache."""
     itemsize = np.dtype(dtype).itemsize
-    if n * m * itemsize >= LARGE:
+    if n * m * itemsize >= large:
         try:
             return np.frombuffer(Block(n * m * itemsize), dtype=dtype).reshape(n, m)
         except MemoryError:  # or a system without such blocks: NumPy has the last word

@@ -243,7 +243,8 @@ def describe(model, observations, classes, state, factors, solver):
     if by_task and model.sampling == "balanced" and model._classification:
         groups, probability = _groups(task, classes.code[kept], chance)
     per_draw = probability * observations.weight.sum()
-    samples = empty_matrix(n, 1, SAMPLE)[:, 0]  # draws are from anywhere: large pages pay
+    # Draws come from all over the samples: huge pages pay sooner than for what is read in order.
+    samples = empty_matrix(n, 1, SAMPLE, large=1 << 22)[:, 0]
     samples["unused"] = 0
     samples["row"] = observations.row[kept]
     samples["task"] = task
