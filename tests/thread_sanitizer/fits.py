@@ -55,6 +55,8 @@ def linear():
         yield classifier(**fixed, solver="dual"), rows, y > 0, task
     for rows, coupling in itertools.product((X, sp.csr_array(X)), couplings):
         yield regressor(**fixed, solver="cholesky", coupling=coupling), rows, y, task
+        newton = classifier(**{**fixed, "tol": 1e-4}, solver="newton", coupling=coupling)
+        yield newton, rows, y > 0, task
     yield regressor(**fixed, coupling="learn"), X, y, task
     with tempfile.TemporaryDirectory() as folder:
         np.save(f"{folder}/X.npy", X)
