@@ -199,3 +199,10 @@ def test_labels_are_numbered_and_ordered_as_by_a_sort(kind):
     X, task = rng.normal(size=(70_000, 1)), np.arange(70_000) % 69_000  # beyond 16 bits
     order = observe(MultiTaskSGDRegressor(), X, X[:, 0], tasks=task).row
     assert np.array_equal(order, np.argsort(task, kind="stable"))
+
+
+@pytest.mark.parametrize("solver", ["cholesky", "newton"])
+def test_squares_that_overflow_are_named(solver):
+    X, y, task = problem()
+    with np.errstate(over="ignore"), pytest.raises(ValueError, match="standardise them"):
+        MultiTaskSGDRegressor(solver=solver).fit(X * 1e200, y, tasks=task)

@@ -180,6 +180,14 @@ def test_separable_classes_end_where_the_penalty_holds_them():
     )
 
 
+def test_one_class_that_weighs_is_certain():
+    X, y, task = problem("log_loss")
+    weight = np.where(y == "yes", 1.0, 0.0)
+    model = estimator("log_loss").fit(X, y, tasks=task, sample_weight=weight)
+    assert np.all(model.predict_proba(X, tasks=task)[:, 1] > 1 - 1e-9)
+    assert model.n_iter_ < 50
+
+
 def test_too_few_steps_are_said():
     X, y, task = problem("log_loss")
     with pytest.warns(ConvergenceWarning, match="within max_iter=2 steps of Newton's method"):

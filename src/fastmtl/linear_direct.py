@@ -106,6 +106,10 @@ class Ridge:
             scale[tasks] = kappa[tasks] / own
             ridge.eliminate(gram, q, scale[tasks], weight[tasks], total, self.n_threads)
 
+        if not np.isfinite(total).all():
+            raise ValueError(
+                "X or y has entries so large that sums of their squares overflow; standardise them"
+            )
         sums = np.empty((n_shared + 1, n_shared + 1, self.width, self.width))
         sums[pairs] = total
         sums[pairs[::-1]] = total

@@ -119,7 +119,8 @@ class Newton:
             curvature = np.asarray(
                 self.curvature(self.target, point.loss, point.slope, self.parameter), dtype=float
             )
-        curvature = np.maximum(curvature, LEAST_CURVATURE * (curvature.max() or 1.0))
+        most = curvature.max(where=self.weight > 0, initial=0.0) or 1.0
+        curvature = np.maximum(curvature, LEAST_CURVATURE * most)
         target, weight = point.score - point.slope / curvature, self.weight * curvature
         if self.problem is None:
             self.problem = Ridge(self.observations, target, weight, self.kind, self.n_threads)
@@ -179,7 +180,7 @@ def fit(model, training, state, factors, max_iter):
     began = time.perf_counter()
     bar = progress(max_iter) if model.verbose else None
     total, tol = training[0].weight.sum(), model.tol or 0.0
-    history, settled, step = [], False, 0
+    history, settled, step, first = [], False, 0, 0.0
     try:
         with np.errstate(over="ignore", invalid="ignore"):
             newton = Newton(model, training, factors)
@@ -200,8 +201,11 @@ def fit(model, training, state, factors, max_iter):
                     bar.set_postfix({"objective": f"{objective:.6g}"}, refresh=False)
                     bar.update()
                 size = np.einsum("i,i", newton.weight, np.abs(before.loss)) + abs(before.value)
-                # The step halves the digits that are missing, so few are after it.
-                settled = point is before or -change <= max(tol, ROUNDING) * size
+                first = first or size
+                # The step halves the digits that are missing, so few are after it; a loss that
+                # falls for ever, as that of one class does, falls far enough.
+                enough = max(max(tol, ROUNDING) * size, ROUNDING * first)
+                settled = point is before or -change <= enough
     except KeyboardInterrupt:
         if not history:
             raise
