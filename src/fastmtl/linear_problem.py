@@ -211,6 +211,11 @@ def _steepest(gradient, u, l1, l2):
     return np.where(u != 0, smooth + l1 * np.sign(u), at_zero)
 
 
+def empty_samples(n):
+    # Draws come from all over the samples: huge pages pay sooner than for what is read in order.
+    return empty_matrix(n, 1, SAMPLE, large=1 << 22)[:, 0]
+
+
 def penalty_shares(model):
     """How strong (shared l1, shared l2, task l1, task l2) are, as multiples of alpha."""
     of = {
@@ -243,8 +248,7 @@ def describe(model, observations, classes, state, factors, solver):
     if by_task and model.sampling == "balanced" and model._classification:
         groups, probability = _groups(task, classes.code[kept], chance)
     per_draw = probability * observations.weight.sum()
-    # Draws come from all over the samples: huge pages pay sooner than for what is read in order.
-    samples = empty_matrix(n, 1, SAMPLE, large=1 << 22)[:, 0]
+    samples = empty_samples(n)
     samples["unused"] = 0
     samples["row"] = observations.row[kept]
     samples["task"] = task

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from fastmtl.linear_problem import empty_samples
+from fastmtl.linear_state import zero_vectors
 from fastmtl.task_columns import ragged
 
 UNEVEN = 0.05  # of a thread's work; beyond, a task is split between threads
@@ -29,7 +31,8 @@ class Team:
         self.heads = None
         self.split = np.zeros(1, dtype=np.int64), np.zeros(0, dtype=np.int64), np.zeros(0)
         if len(task):
-            self.samples = self.samples.copy()
+            self.samples = empty_samples(len(self.samples))
+            self.samples[:] = problem.samples
             ends = self.cuts[np.searchsorted(self.cuts, first) + 1]
             for copy, (begin, end) in enumerate(zip(first, ends)):
                 own = self.samples["task"][begin:end]
@@ -69,7 +72,10 @@ class Team:
         """Vectors of heads, one a row or one after the other, and those of copies behind them."""
         if self.heads is None:
             return vectors
-        return vectors[self.heads if vectors.ndim > 1 else self._coordinates]
+        if vectors.ndim == 1:
+            return vectors[self._coordinates]
+        copies = zero_vectors((len(self.heads), vectors.shape[1]), vectors.dtype)
+        return np.take(vectors, self.heads, axis=0, out=copies, mode="clip")
 
     def regroup(self, order):
         """The order by the thread that draws each sample, and where each thread's part ends."""
