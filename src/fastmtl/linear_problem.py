@@ -211,9 +211,9 @@ def _steepest(gradient, u, l1, l2):
     return np.where(u != 0, smooth + l1 * np.sign(u), at_zero)
 
 
-def empty_samples(n):
+def empty_samples(n, dtype=SAMPLE):
     # Draws come from all over the samples: huge pages pay sooner than for what is read in order.
-    return empty_matrix(n, 1, SAMPLE, large=1 << 22)[:, 0]
+    return empty_matrix(n, 1, dtype, large=1 << 22)[:, 0]
 
 
 def penalty_shares(model):

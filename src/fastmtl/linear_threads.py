@@ -31,7 +31,7 @@ class Team:
         self.heads = None
         self.split = np.zeros(1, dtype=np.int64), np.zeros(0, dtype=np.int64), np.zeros(0)
         if len(task):
-            self.samples = empty_samples(len(self.samples))
+            self.samples = empty_samples(len(self.samples), self.samples.dtype)
             self.samples[:] = problem.samples
             ends = self.cuts[np.searchsorted(self.cuts, first) + 1]
             for copy, (begin, end) in enumerate(zip(first, ends)):
