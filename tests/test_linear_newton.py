@@ -235,3 +235,10 @@ def test_several_classes_are_refused():
         ValueError, match="more than two classes, which make a softmax; solver='newton'"
     ):
         MultiTaskSGDClassifier(solver="newton").fit(X, np.arange(len(X)) % 3, tasks=task)
+
+
+def test_features_too_many_for_the_machine_are_refused(monkeypatch):
+    monkeypatch.setattr(linear_direct, "machine_memory", lambda: 1e4)
+    X, y, task = problem("log_loss")
+    with pytest.raises(MemoryError, match=r"solver='newton' needs .* use solver='saga'"):
+        estimator("log_loss").fit(X, y, tasks=task)

@@ -175,13 +175,7 @@ def fit(model, training, state, factors, problem=None):
     began = time.perf_counter()
     bar = progress(1) if model.verbose else None
     observations, d = training[0], training[0].X.shape[1]
-    n_shared, memory = factors.mixing.shape[1], machine_memory()
-    if room_for(d, n_shared) > memory / 2:
-        raise MemoryError(
-            f"X has {d} features and B {n_shared} columns; solver='cholesky' needs "
-            f"{room_for(d, n_shared) / 1e9:.3g} GB on a machine with {memory / 1e9:.3g} GB; "
-            "use solver='saga'"
-        )
+    check_room(d, factors.mixing.shape[1], "cholesky")
     problem = problem or problem_of(model, training)
     total = observations.weight.sum()
     solution = problem.solve(factors, model.alpha * total)
@@ -193,6 +187,15 @@ def fit(model, training, state, factors, problem=None):
         bar.update()
         bar.close()
     return {"state": state, "n_iter": 1, "best_iter": 1, "history": history}
+
+
+def check_room(d, n_shared, solver):
+    needed, memory = room_for(d, n_shared), machine_memory()
+    if needed > memory / 2:
+        raise MemoryError(
+            f"X has {d} features and B {n_shared} columns; solver={solver!r} needs "
+            f"{needed / 1e9:.3g} GB on a machine with {memory / 1e9:.3g} GB; use solver='saga'"
+        )
 
 
 def room_for(d, n_shared):

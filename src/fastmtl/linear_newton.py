@@ -19,8 +19,16 @@ from fastmtl._core import linear_sgd, ridge
 from fastmtl.config import resolve_threads
 from fastmtl.estimators import label_weights, progress
 from fastmtl.kernels import empty_matrix
-from fastmtl.linear_direct import EPOCHS, STEPS_SO_FAR, Ridge, Solution, costs, put
-from fastmtl.linear_problem import LOSSES, PACKED_BYTES
+from fastmtl.linear_direct import (
+    EPOCHS,
+    STEPS_SO_FAR,
+    Ridge,
+    Solution,
+    check_room,
+    costs,
+    put,
+)
+from fastmtl.linear_problem import PACKED_BYTES
 
 # The second derivative from the target, the loss, its derivative, and the loss's parameter.
 CURVATURES = {
@@ -64,12 +72,8 @@ class Newton:
         self.strength = model.alpha * training[0].weight.sum()
         work = len(self.target) * self.d**2
         self.n_threads = resolve_threads(model.n_threads, work=work)
-        self.problem = None
-        if sp.issparse(X):
-            indices, indptr = X.indices.astype(np.int32, copy=False), X.indptr.astype(np.int64)
-            self.scores, self.rows = ridge.scores_csr, (X.data, indices, indptr, self.d)
-        else:
-            self.scores, self.rows = ridge.scores_dense, (X,)
+        self.problem = Ridge(self.observations, self.target, self.weight, self.kind, self.n_threads)
+        self.scores = ridge.scores_csr if sp.issparse(X) else ridge.scores_dense
 
     def start(self, state):
         wide, q = state.dense(self.d), slice(self.q)
@@ -94,7 +98,12 @@ class Newton:
         score = np.empty(len(self.target))
         observations = self.observations
         self.scores(
-            *self.rows, observations.row, observations.task_start, vectors, score, self.n_threads
+            *self.problem.rows,
+            observations.row,
+            observations.task_start,
+            vectors,
+            score,
+            self.n_threads,
         )
         return self.judge(solution, score)
 
@@ -115,17 +124,11 @@ class Newton:
 
     def aim(self, point):
         """Where the quadratic model about a point is least."""
-        with np.errstate(over="ignore"):
-            curvature = np.asarray(
-                self.curvature(self.target, point.loss, point.slope, self.parameter), dtype=float
-            )
+        curvature = self.curvature(self.target, point.loss, point.slope, self.parameter)
+        curvature = np.asarray(curvature, dtype=np.float64)
         most = curvature.max(where=self.weight > 0, initial=0.0) or 1.0
         curvature = np.maximum(curvature, LEAST_CURVATURE * most)
-        target, weight = point.score - point.slope / curvature, self.weight * curvature
-        if self.problem is None:
-            self.problem = Ridge(self.observations, target, weight, self.kind, self.n_threads)
-        else:
-            self.problem.weigh(target, weight)
+        self.problem.weigh(point.score - point.slope / curvature, self.weight * curvature)
         return self.at(self.problem.solve(self.factors, self.strength))
 
     def search(self, point, aim):
@@ -177,6 +180,7 @@ def fit(model, training, state, factors, max_iter):
             "a task has more than two classes, which make a softmax; solver='newton' takes losses "
             "of one score, use 'saga' or 'sgd'"
         )
+    check_room(training[0].X.shape[1], factors.mixing.shape[1], "newton")
     began = time.perf_counter()
     bar = progress(max_iter) if model.verbose else None
     total, tol = training[0].weight.sum(), model.tol or 0.0
@@ -242,4 +246,4 @@ def pays(observations, factors):
 
 
 def takes(loss):
-    return isinstance(loss, str) and loss in CURVATURES and loss in LOSSES
+    return isinstance(loss, str) and loss in CURVATURES
