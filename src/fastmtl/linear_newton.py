@@ -16,16 +16,15 @@ import scipy.sparse as sp
 from sklearn.exceptions import ConvergenceWarning
 
 from fastmtl._core import linear_sgd, ridge
-from fastmtl.config import resolve_threads
-from fastmtl.estimators import label_weights, progress
+from fastmtl.estimators import progress
 from fastmtl.kernels import empty_matrix
 from fastmtl.linear_direct import (
     EPOCHS,
     STEPS_SO_FAR,
-    Ridge,
     Solution,
     check_room,
     costs,
+    problem_of,
     put,
 )
 from fastmtl.linear_problem import PACKED_BYTES
@@ -62,18 +61,16 @@ class Point:
 class Newton:
     def __init__(self, model, training, factors):
         self.observations, self.factors = packed(training[0]), factors
-        X, classes = self.observations.X, training[1]
-        self.d, self.kind = X.shape[1], model._intercept_kind()
+        classes = training[1]
+        self.problem = problem_of(model, (self.observations, classes))
+        self.d, self.kind, self.weight = self.problem.d, self.problem.kind, self.problem.weight
         self.q = self.d + (self.kind == "coupled")
-        self.weight = label_weights(model, training[0], classes)
         self.target = np.ascontiguousarray(classes.code, dtype=np.float64)
         self.code, self.parameter = model._loss_setting(classes)[:2]
         self.curvature = CURVATURES[model.loss]
-        self.strength = model.alpha * training[0].weight.sum()
-        work = len(self.target) * self.d**2
-        self.n_threads = resolve_threads(model.n_threads, work=work)
-        self.problem = Ridge(self.observations, self.target, self.weight, self.kind, self.n_threads)
-        self.scores = ridge.scores_csr if sp.issparse(X) else ridge.scores_dense
+        self.strength = model.alpha * self.observations.weight.sum()
+        sparse = sp.issparse(self.observations.X)
+        self.scores = ridge.scores_csr if sparse else ridge.scores_dense
 
     def start(self, state):
         wide, q = state.dense(self.d), slice(self.q)
@@ -103,7 +100,7 @@ class Newton:
             observations.task_start,
             vectors,
             score,
-            self.n_threads,
+            self.problem.n_threads,
         )
         return self.judge(solution, score)
 
