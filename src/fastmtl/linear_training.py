@@ -64,8 +64,8 @@ def train(model, training, held_out, state, factors, max_iter, *, partial=False)
     adaptive = solver == "sgd" and model.learning_rate == "adaptive"
     if judge is not None and not adaptive:
         settled = _no_longer_better(model.tol, model.n_iter_no_change)
-    read_again = problem.reading is None or solver == "dual"  # whose gap takes nothing less
-    exact = model.tol is not None and judge is None and read_again
+    exact = model.tol is not None and judge is None and problem.reading is None
+    exact = exact or solver == "dual"  # whose gap takes nothing less
     callbacks, history, best = as_callbacks(model.callbacks), [], Best(judge is not None)
 
     def fitted_copy():
@@ -344,7 +344,8 @@ def _dual(problem, state, tol):
         drawn += len(order)
         state.steps += len(order)
         parameters = state.shared, state.specific, state.intercept
-        return function(*problem.data, samples, order, *parameters, *problem.arguments, memory)
+        function(*problem.data, samples, order, *parameters, *problem.arguments, memory)
+        return 0.0
 
     typical = []
 

@@ -70,7 +70,7 @@ typedef double (*sgd_function)(const sgd_problem *, const int64_t *order, int64_
 typedef struct {
     sgd_function sgd_dense, sgd_csr, saga_dense, saga_csr;
     sgd_function sgd_general, saga_general;
-    sgd_function dual_dense, dual_csr; /* `memory` (n, 2): slopes, conjugates */
+    sgd_function dual_dense, dual_csr; /* `memory` (n, 3): slopes, conjugates, scores; no sum */
     void (*losses_dense)(const sgd_problem *, double *task_loss);
     void (*losses_csr)(const sgd_problem *, double *task_loss);
     void (*settle)(const sgd_problem *); /* multiplies the factors of CSR out */

@@ -447,8 +447,7 @@ def dual_dense(X, const sgd_sample[::1] samples, const int64_t[::1] order, share
     _fill(&P, X, samples, shared, specific, intercept, coupling, heads, loss, penalty, (1, 0, 0))
     _fill_dense(&P, X, specific)
     _fill_dual(&P, memory)
-    return _run(_table(X).dual_dense, &P, order, 0, shared, specific, intercept,
-                _whole(order), False)
+    _run(_table(X).dual_dense, &P, order, 0, shared, specific, intercept, _whole(order), False)
 
 
 def dual_csr(data, indices, indptr, position, const sgd_sample[::1] samples,
@@ -459,8 +458,7 @@ def dual_csr(data, indices, indptr, position, const sgd_sample[::1] samples,
     _fill(&P, data, samples, shared, specific, intercept, coupling, heads, loss, penalty, (1, 0, 0))
     _fill_csr(&P, indices, indptr, position, heads, specific)
     _fill_dual(&P, memory)
-    return _run(_table(data).dual_csr, &P, order, 0, shared, specific, intercept,
-                _whole(order), False)
+    _run(_table(data).dual_csr, &P, order, 0, shared, specific, intercept, _whole(order), False)
 
 
 def _merge_beside(beside, others, weights):

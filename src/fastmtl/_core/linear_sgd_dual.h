@@ -13,6 +13,8 @@
 #define MOST_TRIALS 100
 #define PATIENCE 6
 #define FARTHEST 1e300
+#define SHORT_STEP 0.3 /* of a margin: beyond, the series is none */
+#define LOGISTIC_ACCURACY 5e-3 /* of a margin's change: the step's cube is six times its error */
 
 /* What is remembered of a sample: `conjugate` is that of its loss at `slope`, which is a slope at
  * `score`; that is NaN before the first step. */
@@ -27,10 +29,11 @@ typedef struct {
  * leaves much, where the tangents at both ends meet: at a kink between them that is the kink, and
  * tried again it stays where it is. The slope of an exponential sends a far end off by many powers
  * of ten: if these trials do not end, some halve the logarithm of the distance from p. */
-static void NAME(implicit_slope)(const point_loss *loss, double y, double p, double value, double slope,
-                                 double c, NAME(dual_sample) *held) {
-    const double g = held->slope, gap = slope - g, toward = gap > 0 ? -1.0 : 1.0;
+static void NAME(implicit_slope)(const point_loss *loss, double y, double p, double c,
+                                 NAME(dual_sample) *held) {
     if (p == held->score) return;
+    double slope, value = point_loss_at(loss, y, p, &slope);
+    const double g = held->slope, gap = slope - g, toward = gap > 0 ? -1.0 : 1.0;
     if (!(gap != 0.0)) {
         held->conjugate = g * p - value;
         held->score = p;
@@ -86,15 +89,54 @@ static void NAME(implicit_slope)(const point_loss *loss, double y, double p, dou
     held->score = q;
 }
 
+/* The same of the log loss, at the price of an exponential where a sample has been before: with the
+ * margin m = y p, a = −y g and σ the logistic, sought is the u = m + c (σ(−u) − a). Steps are
+ * Halley's, the first of them from the margin that a belongs to, where no σ need be evaluated, and
+ * the last one's change of σ is its series. */
+static inline void NAME(implicit_logistic)(double y, double p, double c, NAME(dual_sample) *held) {
+    const double margin = y * p, a = fabs(held->slope);
+    const double from = isnan(held->score) ? log((1.0 - a) / a) : y * held->score;
+    const double least = from < margin ? from : margin, most = from < margin ? margin : from;
+    double low = margin - c * a, high = margin + c * (1.0 - a), u, share = a;
+    low = least > low ? least : low;
+    high = most < high ? most : high;
+    if (isinf(from)) { /* from 0, where σ is ½ */
+        u = (margin + c * (0.5 - a)) / (1.0 + 0.25 * c);
+        u = u > high ? high : u < low ? low : u;
+    } else {
+        const double bend = c * (a - a * a), steep = 1.0 + bend, off = from - margin;
+        u = from - off * steep / (steep * steep - bend * (a - 0.5) * off);
+        if (!(u >= low && u <= high)) u = 0.5 * (low + high);
+    }
+    for (int trial = 0; trial < MOST_TRIALS; trial++) {
+        const double s = 1.0 / (1.0 + exp(u)), bend = s - s * s, steep = 1.0 + c * bend;
+        const double off = u - margin - c * (s - a);
+        const double step = off * steep / (steep * steep - c * bend * (s - 0.5) * off);
+        const double next = u - step, error = fabs(step * step * step);
+        share = s + bend * step * (1.0 - (s - 0.5) * step);
+        if (fabs(step) <= SHORT_STEP && !(error > LOGISTIC_ACCURACY * fabs(next - from))) {
+            u = next;
+            break;
+        }
+        share = s;
+        if (off > 0) high = u;
+        else low = u;
+        u = next >= low && next <= high ? next : 0.5 * (low + high);
+    }
+    held->slope = -y * share;
+    held->conjugate = (share > 0 ? share * log(share) : 0.0) +
+                      (share < 1 ? (1.0 - share) * log(1.0 - share) : 0.0);
+    held->score = y * u;
+}
+
 /* Renews what is remembered of a sample; returns how far its row enters the parameters. */
-static inline double NAME(dual_move)(const sgd_problem *P, int64_t i, double score, double *total) {
+static inline double NAME(dual_move)(const sgd_problem *P, int64_t i, double score) {
     const sgd_sample *z = P->samples + i;
     NAME(dual_sample) *held = (NAME(dual_sample) *)P->memory + i;
     const double reach = z->weight / (P->alpha * (double)P->n_samples), before = held->slope;
-    double slope;
-    const double value = point_loss_at(&P->loss, z->target, score, &slope);
-    *total += z->weight * value;
-    NAME(implicit_slope)(&P->loss, z->target, score, value, slope, reach * z->curvature, held);
+    const double c = reach * z->curvature;
+    if (P->loss.code == LOSS_LOG) NAME(implicit_logistic)(z->target, score, c, held);
+    else NAME(implicit_slope)(&P->loss, z->target, score, c, held);
     return reach * (held->slope - before);
 }
 
@@ -102,7 +144,7 @@ static double NAME(dual_dense)(const sgd_problem *P, const int64_t *order, int64
     const int64_t d = P->d, stride = P->stride, R = P->n_shared;
     const int common = NAME(has_common_intercept)(P), free = P->intercept_kind == INTERCEPT_FREE;
     const vec unit = NAME(unit_vector)(P);
-    double score, total = 0.0;
+    double score;
     (void)step;
     for (int64_t k = 0; k < count; k++) {
         NAME(fetch_ahead)(P, order, k, count);
@@ -111,7 +153,7 @@ static double NAME(dual_dense)(const sgd_problem *P, const int64_t *order, int64
         const double *mixing = P->mixing + sample->task * R, kappa = P->kappa[sample->task];
         real *s = (real *)P->shared, *v = (real *)P->specific + P->head_start[sample->task] * stride;
         NAME(scores_dense)(P, sample, unit, &score);
-        const double move = NAME(dual_move)(P, order[k], score, &total);
+        const double move = NAME(dual_move)(P, order[k], score);
         if (move == 0.0) continue;
         for (int64_t r = 0; r < R; r++, s += stride)
             NAME(shrink_and_step)(s, 1, (real)(mixing[r] * move), x, d, stride, unit);
@@ -120,14 +162,14 @@ static double NAME(dual_dense)(const sgd_problem *P, const int64_t *order, int64
         if (free) v[stride - 1] = (real)free_intercept;
         if (common) P->intercept[0] -= move;
     }
-    return total;
+    return 0.0;
 }
 
 static double NAME(dual_csr)(const sgd_problem *P, const int64_t *order, int64_t count, int64_t step) {
     const int64_t stride = P->stride, R = P->n_shared;
     const int coupled = P->intercept_kind == INTERCEPT_COUPLED;
     const int common = NAME(has_common_intercept)(P), free = P->intercept_kind == INTERCEPT_FREE;
-    double score, total = 0.0;
+    double score;
     (void)step;
     for (int64_t k = 0; k < count; k++) {
         NAME(fetch_rows)(P, order, k, count);
@@ -138,7 +180,7 @@ static double NAME(dual_csr)(const sgd_problem *P, const int64_t *order, int64_t
         const double *mixing = P->mixing + sample->task * R, kappa = P->kappa[sample->task];
         real *s = (real *)P->shared, *v = (real *)P->specific + P->vector_start[head];
         NAME(scores_csr)(P, sample, &score);
-        const double move = NAME(dual_move)(P, order[k], score, &total);
+        const double move = NAME(dual_move)(P, order[k], score);
         if (move == 0.0) continue;
         const int together = R == 1 && kappa > 0;
         if (together)
@@ -154,10 +196,12 @@ static double NAME(dual_csr)(const sgd_problem *P, const int64_t *order, int64_t
         v[NAME(last_of)(P, head)] -= (real)(gain * move);
         if (common) P->intercept[0] -= move;
     }
-    return total;
+    return 0.0;
 }
 #undef SLOPE_ACCURACY
 #undef STRAIGHT_ACCURACY
 #undef MOST_TRIALS
 #undef PATIENCE
 #undef FARTHEST
+#undef SHORT_STEP
+#undef LOGISTIC_ACCURACY

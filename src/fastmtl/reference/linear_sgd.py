@@ -64,6 +64,7 @@ __all__ = [
 
 SLOPE_ACCURACY, STRAIGHT_ACCURACY = 1e-3, 1e-10
 MOST_TRIALS, PATIENCE, FARTHEST = 100, 6, 1e300
+SHORT_STEP, LOGISTIC_ACCURACY = 0.3, 5e-3
 SAMPLE = np.dtype(
     [
         ("row", np.int64),
@@ -563,10 +564,43 @@ def _implicit_slope(at, p, c, held):
     return slope, slope * q - value, q
 
 
+def _implicit_logistic(y, p, c, held):
+    """The same of the log loss: with the margin m = y p and a = −y g, u = m + c (σ(−u) − a).
+
+    Steps are Halley's, first from the margin that a belongs to; the last one's change of σ is its
+    series, and not evaluated.
+    """
+    margin, a = y * p, abs(held[0])
+    start = np.log((1 - a) / a) if np.isnan(held[2]) else y * held[2]
+    low = max(margin - c * a, min(start, margin))
+    high = min(margin + c * (1 - a), max(start, margin))
+    if np.isinf(start):  # from 0, where σ is ½
+        u = min(max((margin + c * (0.5 - a)) / (1 + 0.25 * c), low), high)
+    else:
+        bend, off = c * (a - a * a), start - margin
+        steep = 1 + bend
+        u = start - off * steep / (steep * steep - bend * (a - 0.5) * off)
+        if not low <= u <= high:
+            u = 0.5 * (low + high)
+    for _ in range(MOST_TRIALS):
+        share = 1 / (1 + np.exp(u))
+        bend, off = share - share * share, u - margin - c * (share - a)
+        steep = 1 + c * bend
+        step = off * steep / (steep * steep - c * bend * (share - 0.5) * off)
+        after = u - step
+        if abs(step) <= SHORT_STEP and not abs(step) ** 3 > LOGISTIC_ACCURACY * abs(after - start):
+            u, share = after, share + bend * step * (1 - (share - 0.5) * step)
+            break
+        low, high = (low, u) if off > 0 else (u, high)
+        u = after if low <= after <= high else 0.5 * (low + high)
+    conjugate = sum(part * np.log(part) for part in (share, 1 - share) if part > 0)
+    return -y * share, conjugate, y * u
+
+
 def _dual(
     rows, samples, order, shared, specific, intercept, coupling, heads, loss, penalty, memory
 ):
-    (mixing, kappa), (alpha, _, _, kind, _), total = coupling, penalty, 0.0
+    (mixing, kappa), (alpha, _, _, kind, _) = coupling, penalty
     for k in order:
         sample, task = samples[k], samples[k]["task"]
         x, own_x = rows(sample["row"], _own_vectors(specific, heads, task).shape[1] - 1)
@@ -575,10 +609,13 @@ def _dual(
         def at(score, y=sample["target"]):
             return _point_loss(loss[0], loss[1], loss[3])(y, score)
 
-        total += sample["weight"] * at(p)[0]
         reach, before = sample["weight"] / (alpha * len(samples)), memory[k, 0]
-        with np.errstate(over="ignore", invalid="ignore"):
-            memory[k] = _implicit_slope(at, p, reach * sample["curvature"], memory[k])
+        c = reach * sample["curvature"]
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            if LOSSES[loss[0]] is log_loss and not loss[3]:
+                memory[k] = _implicit_logistic(sample["target"], p, c, memory[k])
+            else:
+                memory[k] = _implicit_slope(at, p, c, memory[k])
         move = reach * (memory[k, 0] - before)
         shared[:, 0] -= np.outer(mixing[task] * move, np.append(x, kind == COUPLED))
         gain = np.full(len(v), kappa[task])
@@ -586,13 +623,12 @@ def _dual(
         v -= gain * move * np.append(own_x, 1.0)
         if kind in (SHARED, COUPLED):
             intercept[0] -= move
-    return total
 
 
 def dual_dense(
     X, samples, order, shared, specific, intercept, coupling, heads, loss, penalty, memory
 ):
-    """Run dual coordinate ascent over the samples in `order`; return the sum of weighted losses.
+    """Run dual coordinate ascent over the samples in `order`.
 
     `memory` (n, 3) holds each sample's dual variable, the slope g of its loss, the loss's conjugate
     there, and a score of that slope, NaN before the first step. A step sets g to what maximises the
@@ -601,9 +637,7 @@ def dual_dense(
     intercepts without a penalty, with 1.
     """
     rows = _dense_rows(X, specific.shape[1] - 1)
-    return _dual(
-        rows, samples, order, shared, specific, intercept, coupling, heads, loss, penalty, memory
-    )
+    _dual(rows, samples, order, shared, specific, intercept, coupling, heads, loss, penalty, memory)
 
 
 def dual_csr(
@@ -624,9 +658,7 @@ def dual_csr(
 ):
     """The same on CSR rows."""
     rows = _csr_rows(data, indices, indptr, position, shared.shape[2] - 1)
-    return _dual(
-        rows, samples, order, shared, specific, intercept, coupling, heads, loss, penalty, memory
-    )
+    _dual(rows, samples, order, shared, specific, intercept, coupling, heads, loss, penalty, memory)
 
 
 def _soft(z, threshold):
