@@ -1,13 +1,14 @@
 """The linear models against scikit-learn and Vowpal Wabbit: epochs, and objectives over seconds.
 
-Run ``python benchmarks/bench_linear.py [school] [epochs] [csr] [wide] [vw] [race] [threads]
-[scale]`` (default: all).
+Run ``python benchmarks/bench_linear.py [school] [epochs] [csr] [wide] [vw] [race] [solvers]
+[threads] [scale]`` (default: all).
 
 * school: explained variance against closed forms
 * epochs, csr, vw: seconds of an epoch, as the difference of two fits, so that what is done once is
   not counted; ``vw`` needs ``pip install vowpalwabbit``
 * wide: memory of a fit of 2,000 tasks with 1,000,000 columns
 * race: seconds to within 1 % of the optimal objective, and ``results/objective_*.png`` of it
+* solvers: what ``solver="auto"`` takes, under weaker and weaker penalties, beside other solvers
 * threads: an epoch on two threads where one task has nine rows of ten, and where all are pooled
 * scale: 5,000,000 rows of 100,000 tasks in float32: seconds, memory, R² against one pooled model
 
@@ -16,11 +17,13 @@ School and the text set need ``FASTMTL_DATA`` (see fastmtl.datasets); pictures n
 
 import argparse
 import importlib.util
+import itertools
 import statistics
 import tempfile
 import time
 import tracemalloc
 import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +36,7 @@ from fastmtl import MultiTaskSGDClassifier, MultiTaskSGDRegressor, TaskCoupling,
 RESULTS = Path(__file__).parent / "results"
 
 ROUNDS = 5
+SOLVERS = "dual", "saga"
 MOST_SECONDS = 30  # of a peer in a race
 HASH_ROOM = 64  # places for each coefficient of Vowpal Wabbit
 
@@ -281,6 +285,22 @@ def logistic(margin):
     return np.logaddexp(0.0, -margin)
 
 
+def adapted(X, task):
+    """X with a column of ones, and its EasyAdapt features, both CSR."""
+    ones = np.ones((len(task), 1))
+    if not sp.issparse(X):
+        with_one = np.hstack([X, ones])
+        return sp.csr_matrix(with_one), easy_adapt(with_one, task)
+    with_one = sp.hstack([X, ones], format="csr")
+    d = with_one.shape[1]
+    shift = np.int64(d) * np.repeat(task, np.diff(with_one.indptr))
+    own = sp.csr_matrix(
+        (with_one.data, with_one.indices + shift, with_one.indptr),
+        shape=(len(task), d * (1 + task.max())),
+    )
+    return with_one, sp.hstack([with_one, own], format="csr")
+
+
 def race(name, X, y, task, alpha, classify):
     """Objectives over seconds, all of the same problem; the peers get EasyAdapt features.
 
@@ -289,19 +309,8 @@ def race(name, X, y, task, alpha, classify):
     Short fits are repeated, ours and theirs, and their median counts. "fastmtl" is the estimator as
     it comes; its solvers with epochs follow, each made to run them.
     """
-    n, ones = len(y), np.ones((len(y), 1))
-    if sp.issparse(X):
-        with_one = sp.hstack([X, ones], format="csr")
-        d = with_one.shape[1]
-        shift = np.int64(d) * np.repeat(task, np.diff(with_one.indptr))
-        own = sp.csr_matrix(
-            (with_one.data, with_one.indices + shift, with_one.indptr),
-            shape=(n, d * (1 + task.max())),
-        )
-        wide = sp.hstack([with_one, own], format="csr")
-    else:
-        with_one = sp.csr_matrix(np.hstack([X, ones]))
-        wide = easy_adapt(np.hstack([X, ones]), task)
+    n = len(y)
+    with_one, wide = adapted(X, task)
 
     def objective(coef, intercept=0.0):
         score = wide @ coef + intercept
@@ -491,6 +500,63 @@ def races():
     race("Synthetic n = 1,000,000, T = 1,000", X, y, task, 1e-5, False)
 
 
+def counts(rng, n, d, n_tasks):
+    """Rows of counts, with few columns that most rows have and many that few have."""
+    chance = 1 / np.arange(1, d + 1)
+    words = np.exp(rng.normal(3.7, 0.6, size=n)).astype(int) + 3
+    columns = rng.choice(d, size=words.sum(), p=chance / chance.sum())
+    indptr = np.concatenate([[0], np.cumsum(words)])
+    X = sp.csr_matrix((np.ones(words.sum()), columns, indptr), shape=(n, d))
+    X.sum_duplicates()
+    task = rng.integers(n_tasks, size=n)
+    weights = rng.normal(size=d) + 0.5 * rng.normal(size=(n_tasks, d))
+    score = np.asarray(X.multiply(weights[task]).sum(axis=1)).ravel()
+    return X, score / score.std(), task
+
+
+def numbers(rng, n, d, n_tasks):
+    X, task = rng.normal(size=(n, d)), rng.integers(n_tasks, size=n)
+    weights = rng.normal(size=d) + 0.5 * rng.normal(size=(n_tasks, d))
+    return X, np.einsum("ij,ij->i", X, weights[task]) / np.sqrt(d), task
+
+
+def solvers():
+    print("\nunder weaker and weaker penalties: ms, and above the least objective of all four")
+    print(f"{'':>44}" + "".join(f"{name:>17}" for name in ("fastmtl", *SOLVERS, "scikit-learn")))
+    for make, n, d, n_tasks in (
+        (numbers, 4000, 300, 20),
+        (numbers, 20_000, 200, 1000),
+        (numbers, 20_000, 400, 5),
+        (counts, 4000, 5000, 5),
+    ):
+        X, score, task = make(np.random.default_rng(0), n, d, n_tasks)
+        y, wide = 2 * score + 0.5 * np.random.default_rng(1).normal(size=n), adapted(X, task)[1]
+        for classify, alpha in itertools.product((False, True), (1e-2, 1e-4, 1e-6)):
+            found = compared(X, np.sign(y) if classify else y, task, wide, alpha, classify)
+            least = min(value for _, value in found)
+            kind = "log loss" if classify else "squared"
+            print(f"  {make.__name__:<8}{n:>7,} x {d:<5,}{n_tasks:>5} {kind:<9}{alpha:6g}", end="")
+            print("".join(f"{1e3 * spent:8.0f}{value / least - 1:9.0e}" for spent, value in found))
+
+
+def compared(X, y, task, wide, alpha, classify):
+    """Seconds and objectives, of fastmtl as it comes, its other solvers, and scikit-learn."""
+    found, n = [], len(y)
+    kind = MultiTaskSGDClassifier if classify else MultiTaskSGDRegressor
+    for solver in ("auto", *SOLVERS):
+        model = kind(alpha=alpha, solver=solver, random_state=0, max_iter=300)
+        spent, _ = timed(partial(model.fit, X, y, tasks=task))
+        found.append((spent, model.history_[-1]["objective"]))
+    peer = Ridge(n * alpha) if not classify else LogisticRegression(C=1 / (n * alpha), max_iter=300)
+    spent, _ = timed(partial(peer.fit, wide, y))
+    if classify:
+        losses = logistic(y * peer.decision_function(wide))
+    else:
+        losses = 0.5 * (y - peer.predict(wide)) ** 2
+    found.append((spent, losses.mean() + 0.5 * alpha * np.sum(peer.coef_**2)))
+    return found
+
+
 def threads():
     n, d = 400_000, 28
     print(f"\nan epoch on one thread over one on two, n = {n:,}, d = {d}")
@@ -560,6 +626,7 @@ PARTS = {
     "wide": wide_memory,
     "vw": vowpal_wabbit,
     "race": races,
+    "solvers": solvers,
     "threads": threads,
     "scale": scale,
 }

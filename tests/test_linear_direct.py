@@ -85,6 +85,24 @@ def test_saga_ends_there_too_and_reports_the_same_objective(coupling):
     assert model.n_iter_ == model.best_iter_ == len(model.history_) == 1
 
 
+@pytest.mark.parametrize("alpha", [1e-2, 1e-4, 1e-6])
+def test_saga_goes_on_until_the_least_is_near_under_a_weak_penalty_too(alpha):
+    X, y, task = problem(n=300, d=40, n_tasks=4)
+    least = direct(alpha=alpha).fit(X, y, tasks=task).history_[0]["objective"]
+    saga = direct(alpha=alpha, random_state=0, max_iter=20_000).set_params(solver="saga")
+    objective = saga.fit(X, y, tasks=task).history_[-1]["objective"]
+    assert least * (1 - 1e-9) <= objective <= least * (1 + 2 * saga.tol)
+
+
+def test_a_loss_that_can_be_zero_ends_saga():
+    X = np.random.default_rng(0).normal(size=(20, 60))
+    y = X[:, 0] + 2.0
+    saga = MultiTaskSGDRegressor(solver="saga", alpha=0.0, max_iter=20_000, random_state=0)
+    history = saga.fit(X, y, tasks=np.arange(20) % 2).history_
+    assert len(history) < 20_000
+    assert history[-1]["objective"] < 1e-6 * y.var()
+
+
 def test_a_task_with_most_of_the_rows_and_one_with_none():
     X, y, task = problem(n=700, n_tasks=5)
     task[100:] = 2

@@ -5,7 +5,13 @@ import pytest
 import scipy.sparse as sp
 from sklearn.linear_model import PoissonRegressor
 
-from fastmtl import MultiTaskSGDClassifier, MultiTaskSGDRegressor, TaskCoupling, linear_newton
+from fastmtl import (
+    MultiTaskSGDClassifier,
+    MultiTaskSGDRegressor,
+    TaskCoupling,
+    linear,
+    linear_newton,
+)
 
 EXACT = {"tol": 1e-11, "max_iter": 20_000, "random_state": 0}
 
@@ -106,6 +112,30 @@ def test_auto_takes_it_where_rows_are_of_unlike_lengths(monkeypatch):
     auto = MultiTaskSGDClassifier(**given).fit(X, y, tasks=task)
     dual = MultiTaskSGDClassifier(solver="dual", **given).fit(X, y, tasks=task)
     assert auto.history_[-1]["objective"] == dual.history_[-1]["objective"]
+
+
+@pytest.mark.parametrize("loss", ["log_loss", "squared_hinge", "hinge"])
+def test_auto_takes_it_for_classifiers_of_few_samples_a_parameter(loss, monkeypatch):
+    monkeypatch.setattr(linear_newton, "pays", lambda *_: False)
+    X, y, task = data(n=300, d=30)
+    given = {"loss": loss, "alpha": 1e-4, "random_state": 0, "max_iter": 20_000}
+    auto = MultiTaskSGDClassifier(**given).fit(X, y, tasks=task)
+    exact = MultiTaskSGDClassifier(**given, solver="dual").set_params(tol=1e-6)
+    least = exact.fit(X, y, tasks=task).history_[-1]["objective"]
+    assert least * (1 - 1e-6) <= auto.history_[-1]["objective"] <= least * (1 + 1.1e-4)
+
+
+@pytest.mark.parametrize("loss", ["squared_error", "huber", "quantile", "epsilon_insensitive"])
+def test_auto_takes_it_for_regressions_of_fewer_samples_than_parameters(loss, monkeypatch):
+    for module in (linear_newton, linear):
+        monkeypatch.setattr(module, "pays", lambda *_: False)
+    X, _, task = data(n=150, d=60)
+    y = X @ np.random.default_rng(2).normal(size=60)
+    given = {"loss": loss, "alpha": 1e-4, "random_state": 0, "max_iter": 20_000}
+    auto = MultiTaskSGDRegressor(**given).fit(X, y, tasks=task)
+    exact = MultiTaskSGDRegressor(**given, solver="dual").set_params(tol=1e-6)
+    least = exact.fit(X, y, tasks=task).history_[-1]["objective"]
+    assert least * (1 - 1e-6) <= auto.history_[-1]["objective"] <= least * (1 + 1.1e-4)
 
 
 @pytest.mark.parametrize(

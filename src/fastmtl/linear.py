@@ -281,10 +281,12 @@ class _MultiTaskSGD(TaskRelations, OnnxMixin, BaseEstimator):
         return asks or self._asks_for_sgd({"n_threads"})
 
     def _iterative(self):
-        """The solver that runs epochs, if any does."""
-        if self.solver != "auto":
-            return self.solver
-        return "sgd" if self._asks_for_sgd() or self._smoothness() is None else "saga"
+        """The solver that runs epochs, if any does; "auto" where the problem says which."""
+        return "sgd" if self.solver == "auto" and self._asks_for_sgd() else self.solver
+
+    def _gains_by_a_start(self):
+        """Whether a fit is sooner done that starts where one of another penalty ended."""
+        return self._iterative() != "sgd" and self._smoothness() is not None
 
     def _asks_for_sgd(self, kept=()):
         """Whether a setting that SGD alone has, none of `kept`, is not as by default."""
@@ -629,15 +631,17 @@ class MultiTaskSGDRegressor(RegressorMixin, _MultiTaskSGD):
         linearly to the exact minimum, without a rate to tune, where the loss is smooth. ``"dual"``
         [3]_ maximises the dual in one sample's slope after the other: exactly, for any convex loss,
         kinks and ``"poisson"`` included, whatever the rows' lengths, with l2 penalties and a
-        positive alpha; a weak alpha makes it slow. ``"sgd"`` takes any loss, streams, and has an
-        epoch in half the time, but nears the minimum only as its rate decays.
+        positive alpha; a weak alpha makes it slow where samples are many. ``"sgd"`` takes any loss,
+        streams, and has an epoch in half the time, but nears the minimum only as its rate decays.
         ``"auto"`` takes ``"cholesky"`` where it applies and costs less than ten epochs of
         ``"saga"``, as it does up to some 250 features with as many samples a task, and ``"newton"``
-        where that costs less than twenty, unless ``tol=None`` or `sampling` asks for epochs; else,
-        for a smooth loss, ``"dual"`` where the penalty is strong or some rows are much longer than
-        others, or ``"saga"``, unless something is set that ``"sgd"`` alone has: `sampling` by task,
-        `learning_rate`, `eta0`, `average`, `clip_gradient` or (here) `n_threads`. `partial_fit`
-        always uses ``"sgd"``.
+        where that costs less than twenty, unless ``tol=None`` or `sampling` asks for epochs; else
+        ``"dual"`` where the samples are fewer than the parameters (of a classifier, up to eight
+        times as many), the penalty is strong, or some rows are much longer than others; else
+        ``"saga"`` for a smooth loss and ``"sgd"`` for others. Where something is set that ``"sgd"``
+        alone has, it takes that: `sampling` by task, `learning_rate`, `eta0`, `average`,
+        `clip_gradient` or (unless solved directly) `n_threads`. `partial_fit` always uses
+        ``"sgd"``.
     sampling : {"uniform", "task", "balanced", "block"}, default="uniform"
         How samples are drawn. The objective is the same, because a sample that is drawn more often
         weighs less when it is; to change the objective, set `task_weight`. ``"uniform"`` shuffles
@@ -664,7 +668,8 @@ class MultiTaskSGDRegressor(RegressorMixin, _MultiTaskSGD):
     tol : float or None, default=1e-4
         ``"sgd"`` stops when the objective's relative change stays within `tol` for
         `n_iter_no_change` epochs; ``"saga"`` when the length of the objective's gradient is `tol`
-        times that of a typical sample; ``"newton"`` after a step that gains less than `tol`,
+        times that of a typical sample and the objective, going on as in its last three epochs, will
+        not fall by more than `tol`, relative; ``"newton"`` after a step that gains less than `tol`,
         relative, which leaves about its square; ``"dual"`` when the objective is sure to be as near
         the least as such a gradient implies, and within `tol` of it, relative. None runs `max_iter`
         epochs and spares the check.

@@ -52,7 +52,10 @@ POOL_BYTES = 1 << 18
 # How far SAGA steps along a task's own vector, relative to the shared ones, where κ is smaller: the
 # proximal step bears any penalty, so only the loss limits the steps (from 0.3 to 1 work alike).
 LEAST_OWN_GAIN = 0.3
-EPOCHS_OF_DUAL = 5  # while SAGA gains as much as the longest row is longer than others
+# While SAGA gains as much as the longest row is longer than others; and the samples a parameter up
+# to which it gains less, for alpha alone bends its objective in most directions: more of a
+# classifier's, most of which end where their loss is flat.
+EPOCHS_OF_DUAL, SAMPLES_OF_DUAL, CLASSIFIED_OF_DUAL = 5, 0.75, 8
 # The default rate falls from there on: draws of samples per parameter, but as many as cost nothing,
 # and epochs at most.
 DRAWS_TO_SETTLE, LEAST_TO_SETTLE, MOST_EPOCHS_TO_SETTLE = 10, 1_000, 20
@@ -228,7 +231,7 @@ def penalty_shares(model):
 
 
 def describe(model, observations, classes, state, factors, solver):
-    """The `Problem` of a fit; for SAGA, where another may be chosen, the dual's if that pays."""
+    """The `Problem` of a fit; "auto" takes the dual if that pays, else SAGA, else SGD."""
     X = observations.X
     kind = model._intercept_kind()
     code, parameter, smoothness, user = model._loss_setting(classes)
@@ -264,13 +267,15 @@ def describe(model, observations, classes, state, factors, solver):
         samples["curvature"] = (common_gain + own_gain)[task] * lengths + (kind != "none")
         return bound * samples["weight"] * samples["curvature"]
 
+    if solver == "auto":
+        solver = "sgd" if smoothness is None else "saga"
+        # Where X is read by blocks, judging the dual would read it twice an epoch.
+        open_to_dual = model._takes_dual() and model.sampling != "block" and code >= 0
+        if open_to_dual and dual_pays(model, state, factors, curvature()):
+            solver = "dual"
     if solver == "saga":
         longer = np.maximum(own_gain, LEAST_OWN_GAIN * common_gain)
         own_gain = np.where(own_gain > 0, longer, 0.0)
-        # Where X is read by blocks, judging the dual would read it twice an epoch.
-        open_to_dual = model.solver == "auto" and model._takes_dual() and model.sampling != "block"
-        if open_to_dual and code >= 0 and dual_pays(curvature(), float(model.alpha)):
-            solver, own_gain = "dual", factors.kappa
     task_alpha = model.alpha * own_gain / np.where(own_gain > 0, factors.kappa, 1.0)
     slopes = curvature()
 
@@ -341,14 +346,19 @@ def describe(model, observations, classes, state, factors, solver):
     )
 
 
-def dual_pays(curvature, alpha):
-    """Whether the dual is solved sooner than SAGA nears the minimum.
+def dual_pays(model, state, factors, curvature):
+    """Whether the dual is solved sooner than SAGA or SGD near the minimum.
 
     What slows SAGA down is the longest row, which all steps are short for; the dual has a step for
     each row, and is slowed down by a weak penalty alone.
     """
-    steep = curvature.mean() / (alpha * len(curvature))
-    return steep * curvature.mean() <= EPOCHS_OF_DUAL * curvature.max()
+    own = state.of_heads(factors.kappa > 0)
+    n_parameters = state.shared.size + np.count_nonzero(np.broadcast_to(own, state.specific.shape))
+    most = CLASSIFIED_OF_DUAL if model._classification else SAMPLES_OF_DUAL
+    if len(curvature) <= most * n_parameters:
+        return True
+    steep = curvature.mean() / (model.alpha * len(curvature))
+    return bool(steep * curvature.mean() <= EPOCHS_OF_DUAL * curvature.max())
 
 
 def columns_worth_keeping(X, row, n_heads):

@@ -298,17 +298,30 @@ def _saga(problem, state, tol):
             *extra,
         )
 
-    typical = []
-    reachable = 50 * np.finfo(state.specific.dtype).eps
+    typical, recent = [], []
+    reachable = max(tol or 0.0, 50 * np.finfo(state.specific.dtype).eps)
 
     def settled(objective):
-        """Whether the gradient is small beside that of a typical sample of the first epoch."""
+        """Whether the gradient is small beside that of a typical sample of the first epoch, and
+        what the last falls of the objective let expect of those to come is little."""
         if not typical:
             squares = (memory**2).sum(axis=1) * samples["curvature"]
             typical.append(np.sqrt(squares.mean()))
-        return problem.gradient_norm(state, averages) <= max(tol, reachable) * typical[0]
+        recent.append(objective)
+        if problem.gradient_norm(state, averages) > reachable * typical[0]:
+            return False
+        least = reachable * abs(recent[0])  # where a loss that can be zero nears it
+        return _still_to_fall(recent) <= reachable * max(abs(objective), least)
 
     return run, settled
+
+
+def _still_to_fall(objectives):
+    """What is left of falls that go on as the last two, each the same share of the one before."""
+    before, last = -np.diff(objectives[-3:]) if len(objectives) > 2 else (0.0, np.inf)
+    if last <= 0:
+        return 0.0
+    return last**2 / (before - last) if before > last else np.inf
 
 
 def _dual(problem, state, tol):

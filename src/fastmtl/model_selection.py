@@ -252,7 +252,7 @@ def _path_of_fold(estimator, data, fold, ridge, kappas, strength, metric, averag
     """Scores along the path on one fold: from pooled outwards, each fit starting at the last."""
     train, test = fold
     model = clone(estimator)
-    warm = ridge is None and hasattr(model, "_iterative") and model._iterative() == "saga"
+    warm = ridge is None and hasattr(model, "_gains_by_a_start") and model._gains_by_a_start()
     if warm:
         model.set_params(warm_start=True)
     found = {}
@@ -295,7 +295,8 @@ def pooling_path(
     ----------
     estimator : estimator
         Any with a parameter `coupling`: linear models, kernel machines, networks, or a pipeline
-        around one. Linear models solved by SAGA start each fit at the last one's solution.
+        around one. Linear models of a smooth loss start each fit at the last one's solution, unless
+        SGD solves them.
     X, y, tasks, sample_weight
         The data in one of the three forms; with a `task_column` no `tasks`.
     n_kappa : int, default=9
