@@ -75,11 +75,79 @@ def test_error_is_at_most_four_ulp(dtype):
     z = z.astype(dtype)
     got = fastmtl.sigmoid_kernel(z[:, None], np.ones((1, 1), dtype=dtype)).ravel()
     with mpmath.workdps(60):
-        for value, result in zip(z.tolist(), got):
-            exact = 1 / (1 + mpmath.exp(-mpmath.mpf(value)))
-            nearest = dtype(float(exact))
-            unit = np.spacing(max(nearest, np.finfo(dtype).smallest_subnormal))
-            assert abs(mpmath.mpf(float(result)) - exact) <= 4 * mpmath.mpf(float(unit)), value
+        exact = [1 / (1 + mpmath.exp(-mpmath.mpf(value))) for value in z.tolist()]
+        assert_within_four_ulp(got, exact, dtype)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_error_is_at_most_four_ulp_where_the_argument_is_scaled_first(dtype):
+    # σ = ln 2, and one feature of eight: the inner product is the argument in base 2.
+    limit = 149 if dtype == np.float32 else 1074
+    rng = np.random.default_rng(0)
+    z = np.concatenate([np.linspace(-limit, limit, 2001), rng.normal(size=2000)]).astype(dtype)
+    X, Y = np.zeros((len(z), 8), dtype=dtype), np.zeros((30, 8), dtype=dtype)
+    X[:, 3], Y[:, 3] = z, 1
+    got = fastmtl.sigmoid_kernel(X, Y, sigma=np.log(2))
+    assert np.array_equal(got, np.repeat(got[:, :1], 30, axis=1))
+    scaled_first = fastmtl.get_config()["simd"] == "avx512"
+    rounding = 0.0 if scaled_first else 2 * np.finfo(dtype).eps
+    with mpmath.workdps(60):
+        exact = [1 / (1 + mpmath.mpf(2) ** -mpmath.mpf(value)) for value in z.tolist()]
+        more = [rounding * abs(v) * e * (1 - e) for v, e in zip(z.tolist(), exact)]
+        assert_within_four_ulp(got[:, 0], exact, dtype, more)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("d", [3, 8, 33, 128])
+def test_error_of_many_features_is_that_of_two_features_more(d, dtype):
+    X, Y = data(6, 30, d, dtype)
+    sigma, c = 0.7, -0.4
+    got = fastmtl.sigmoid_kernel(X, Y, sigma=sigma, c=c)
+    exact, more = [], []
+    with mpmath.workdps(40):
+        shift = mpmath.mpf(sigma) * mpmath.mpf(c)
+        for x in X.tolist():
+            for y in Y.tolist():
+                K = 1 / (1 + mpmath.exp(-(sigma * mpmath.fdot(x, y) + shift)))
+                size = sigma * mpmath.fdot(map(abs, x), map(abs, y)) + abs(shift)
+                exact.append(K)
+                more.append((d + 2) * float(np.finfo(dtype).eps) / 2 * size * K * (1 - K))
+        assert_within_four_ulp(got.ravel(), exact, dtype, more)
+
+
+def assert_within_four_ulp(got, exact, dtype, more=None):
+    """Plus `more`, the error of the argument times the slope."""
+    for place, (result, truth) in enumerate(zip(got.tolist(), exact)):
+        unit = np.spacing(max(dtype(float(truth)), np.finfo(dtype).smallest_subnormal))
+        limit = 4 * mpmath.mpf(float(unit)) + (more[place] if more else 0)
+        assert abs(mpmath.mpf(result) - truth) <= limit, place
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("d", [5, 16, 40])
+def test_a_row_does_not_depend_on_its_neighbours(d, dtype):
+    X, Y = data(11, 53, d, dtype)
+    K = fastmtl.sigmoid_kernel(X, Y, sigma=0.5)
+    for i in range(11):
+        assert np.array_equal(fastmtl.sigmoid_kernel(X[i : i + 1], Y, sigma=0.5), K[i : i + 1])
+        assert np.array_equal(fastmtl.sigmoid_kernel(X[i:], Y[i:], sigma=0.5), K[i:, i:])
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "sigma", "value"),
+    [
+        (1e300, 1e-300, 2.0, 1 / (1 + np.exp(-2))),
+        (1e-300, 1e-8, 1e308, 1 / (1 + np.exp(-1))),
+        (-1e200, 1e-200, 0.5, 1 / (1 + np.exp(0.5))),
+        (1e200, 1e200, 1.0, 1.0),
+        (-1e200, 1e200, 1.0, 0.0),
+        (1.0, 0.0, 1e308, 0.5),
+    ],
+)
+def test_sizes_that_nearly_overflow_do_no_harm(x, y, sigma, value):
+    X, Y = np.zeros((5, 9)), np.zeros((25, 9))
+    X[:, 4], Y[:, 4] = x, y
+    np.testing.assert_allclose(fastmtl.sigmoid_kernel(X, Y, sigma=sigma), value, rtol=1e-14)
 
 
 def test_extreme_arguments_are_exactly_zero_and_one():
@@ -99,6 +167,8 @@ def test_symmetric_case_is_exactly_symmetric(n, dtype):
     X, _ = data(n, 1, 20, dtype)
     K = fastmtl.sigmoid_kernel(X, sigma=0.1)
     assert np.array_equal(K, K.T)
+    narrow = fastmtl.sigmoid_kernel(X, sigma=0.1, out=np.empty((n, n), dtype=np.float32))
+    assert np.array_equal(narrow, K.astype(np.float32))
     np.testing.assert_allclose(
         K, fastmtl.sigmoid_kernel(X, X.copy(), sigma=0.1), rtol=20 * TOLERANCE[dtype]
     )

@@ -7,6 +7,7 @@
 enum {
     GRAM_LINEAR, GRAM_LOGISTIC, GRAM_TANH, GRAM_EXP, GRAM_POWER, GRAM_LOGISTIC_SLOPE,
     GRAM_TANH_SLOPE,
+    GRAM_LOGISTIC_2, /* 1 / (1 + 2^−z), for tables with base_2: never asked for from outside */
 };
 enum { TO_OUT, TO_MIRROR, TO_GRADIENT };
 
@@ -18,6 +19,7 @@ typedef struct {
     int64_t m;
     const void *row_term, *column_term; /* or both NULL */
     double scale, shift;
+    double factor, factor_rest; /* of Y as it is packed */
     int32_t function, degree;
     void *out;            /* out_stride apart */
     int64_t out_stride;
@@ -34,7 +36,11 @@ typedef struct {
 typedef struct {
     int64_t panel;       /* columns of a panel */
     int64_t tile_rows, tile_columns;
-    void (*pack)(const void *Y, int64_t y_stride, int64_t m, int64_t d, void *panel);
+    int base_2;          /* whether there is a GRAM_LOGISTIC_2 */
+    /* Packs m rows of Y, times factor + factor_rest, rounded once. */
+    void (*pack)(const void *Y, int64_t y_stride, int64_t m, int64_t d, double factor,
+                 double factor_rest, void *panel);
+    double (*squares)(const void *X, int64_t n, int64_t d, int64_t x_stride); /* their sum */
     /* The tile of rows i .. i_end and panel-aligned columns j .. j_end. The scratch of all of these
      * is 2 * (tile_rows + 8) * tile_columns. */
     void (*tile)(const gram_problem *, int64_t i, int64_t i_end, int64_t j, int64_t j_end,

@@ -8,6 +8,7 @@ from cpython.buffer cimport (
     PyBuffer_Release,
     PyObject_GetBuffer,
 )
+from libc.math cimport fma
 from libc.stdint cimport int32_t, int64_t, uintptr_t
 from libc.stdlib cimport free, malloc
 
@@ -15,7 +16,7 @@ from fastmtl._core.cpu cimport simd_level
 
 cdef extern from "gram.h" nogil:
     enum:
-        GRAM_TANH_SLOPE
+        GRAM_LOGISTIC, GRAM_TANH_SLOPE, GRAM_LOGISTIC_2
 
     ctypedef struct gram_problem:
         const void *X
@@ -24,7 +25,7 @@ cdef extern from "gram.h" nogil:
         int64_t m
         const void *row_term
         const void *column_term
-        double scale, shift
+        double scale, shift, factor, factor_rest
         int32_t function, degree
         void *out
         int64_t out_stride
@@ -36,7 +37,10 @@ cdef extern from "gram.h" nogil:
 
     ctypedef struct gram_table:
         int64_t panel, tile_rows, tile_columns
-        void (*pack)(const void *, int64_t, int64_t, int64_t, void *) noexcept nogil
+        int base_2
+        void (*pack)(const void *, int64_t, int64_t, int64_t, double, double,
+                     void *) noexcept nogil
+        double (*squares)(const void *, int64_t, int64_t, int64_t) noexcept nogil
         void (*tile)(const gram_problem *, int64_t, int64_t, int64_t, int64_t,
                      void *) noexcept nogil
         void (*mirrored_tile)(const gram_problem *, int64_t, int64_t, int64_t, int64_t,
@@ -54,6 +58,10 @@ cdef enum:
     STREAM_BYTES = 1 << 23   # outputs beyond the caches are written past them
     CACHE_LINE = 64
     SMALL = 768              # rows; below, tiles shrink so that all threads have some
+    FOLD_FROM = 8            # features; see _fold. Of more than FOLD_TO, the product takes all time
+    FOLD_TO = 128
+
+cdef double LOG2_E = 1.4426950408889634, LOG2_E_REST = 2.0355273740931033e-17
 
 cdef enum:
     PLAIN, MIRRORED, PRODUCT, GRADIENT
@@ -184,6 +192,8 @@ cdef _state(gram_problem *P, _Rows x, _Rows out, int function, double scale, dou
     P.row_term = P.column_term = NULL
     P.scale = scale
     P.shift = shift
+    P.factor = 1
+    P.factor_rest = 0
     P.function = function
     P.degree = degree
     P.out = out.data
@@ -223,9 +233,31 @@ cdef _pass(gram_problem *P, _Rows x, _Rows y, int task, int n_threads):
     if memory == NULL:
         raise MemoryError("no memory for the tiles of a Gram matrix")
     with nogil:
+        if task != GRADIENT and P.function == GRAM_LOGISTIC and table.base_2:
+            _fold(table, P, y.data, y.stride, m, size)
         _columns(table, P, y.data, y.stride, m, size, columns_at_once, task, tile_rows,
                  tile_columns, _aligned(memory), scratch_size, n_threads)
         free(memory)
+
+
+cdef void _fold(const gram_table *table, gram_problem *P, const char *y, int64_t y_stride,
+                int64_t m, int64_t size) noexcept nogil:
+    """Lets packing multiply Y by scale · log2(e), so that the sums are arguments of base 2.
+
+    That rounds each product once more, as one feature more would: not with so few features that
+    this could be seen, nor where the numbers are so large that a product might overflow.
+    """
+    cdef double limit = 2.0**1000 if size == 8 else 2.0**120, factor = P.scale * LOG2_E
+    if P.d < FOLD_FROM or P.d > FOLD_TO or P.row_term != NULL:
+        return
+    if not (table.squares(P.X, P.n, P.d, P.x_stride) < limit
+            and factor * factor < limit
+            and factor * factor * table.squares(y, m, P.d, y_stride) < limit):
+        return
+    P.function = GRAM_LOGISTIC_2
+    P.factor = factor
+    P.factor_rest = fma(P.scale, LOG2_E, -factor) + P.scale * LOG2_E_REST
+    P.shift *= LOG2_E
 
 
 cdef void _columns(const gram_table *table, gram_problem *P, char *y, int64_t y_stride, int64_t m,
@@ -242,7 +274,8 @@ cdef void _columns(const gram_table *table, gram_problem *P, char *y, int64_t y_
         n_panels = (width + panel - 1) // panel
         for p in prange(n_panels, num_threads=n_threads, schedule="static"):
             table.pack(y + (begin + p * panel) * y_stride * size, y_stride,
-                       min(panel, width - p * panel), d, packed + p * panel * d * size)
+                       min(panel, width - p * panel), d, P.factor, P.factor_rest,
+                       packed + p * panel * d * size)
         part.m = width
         if task <= MIRRORED:
             part.out = <char *>P.out + begin * (4 if P.narrow else size)

@@ -5,8 +5,8 @@
  * to below half an ulp. AVX-512 has STEPS = 16 or 32, the fractional powers of 2 held in two
  * registers, so that half the polynomial is saved; the others have STEPS = 1. The logistic is taken
  * from e = exp(−|z|) ≤ 1, as 1 / (1 + e) or e / (1 + e) (on AVX-512, from both parts of a quotient
- * that is exp), so nothing overflows, tiny results keep their relative accuracy, infinities give 0
- * and 1, and NaN stays NaN.
+ * that is a power of 2), so nothing overflows, tiny results keep their relative accuracy, infinities
+ * give 0 and 1, and NaN stays NaN.
  */
 #define select_lanes NAME(select_lanes_)
 #define if_negative NAME(if_negative_)
@@ -14,9 +14,10 @@
 #define minus_size NAME(minus_size_)
 #define power_table NAME(power_table_)
 #define at_most NAME(at_most_)
-#define inverse_powers NAME(inverse_powers_)
+#define logistic_of_rest NAME(logistic_of_rest_)
 #define vexp_negative NAME(vexp_negative_)
 #define vlogistic NAME(vlogistic_)
+#define vlogistic_2 NAME(vlogistic_2_)
 #define vlogistic_slope NAME(vlogistic_slope_)
 #define vtanh NAME(vtanh_)
 
@@ -153,25 +154,6 @@ static inline vec vexp_negative(vec x) {
 }
 
 #if TARGET_LEVEL == 2
-/* With z = m·ln 2 + r, q = 2^⌊m⌋, w = 2^(⌊m⌋ - m) and K = r·coth(r/2), so that exp(−r) is
- * (K − r) / (K + r), the logistic is q(K + r) / (q(K + r) + w(K − r)). K is even in r: few terms. */
-#if IS_F32
-static const float inverse_powers[32] __attribute__((aligned(64))) = {
-    1.0f, 0.9785720621f, 0.9576032807f, 0.9370838171f, 0.9170040432f, 0.8973545375f,
-    0.8781260802f, 0.8593096491f, 0.8408964153f, 0.8228777391f, 0.805245166f, 0.7879904226f,
-    0.7711054127f, 0.7545822138f, 0.738413073f, 0.7225904035f, 0.7071067812f, 0.691954941f,
-    0.6771277735f, 0.6626183216f, 0.6484197773f, 0.6345254786f, 0.620928906f, 0.60762368f,
-    0.5946035575f, 0.5818624294f, 0.5693943174f, 0.5571933713f, 0.5452538663f, 0.5335702003f,
-    0.5221368912f, 0.5109485743f,
-};
-#else
-static const double inverse_powers[16] __attribute__((aligned(64))) = {
-    1.0, 0.957603280698573647, 0.917004043204671232, 0.878126080186649742,
-    0.840896415253714543, 0.805245165974627154, 0.771105412703970412, 0.738413072969749656,
-    0.707106781186547524, 0.677127773468446364, 0.648419777325504833, 0.620928906036742024,
-    0.594603557501360533, 0.569394317378345827, 0.54525386633262883, 0.52213689121370692,
-};
-#endif
 /* min(highest, x) that keeps a NaN in x */
 static inline vec at_most(vec highest, vec x) {
 #if IS_F32
@@ -180,30 +162,47 @@ static inline vec at_most(vec highest, vec x) {
     return (vec)_mm512_min_pd((__m512d)highest, (__m512d)x);
 #endif
 }
+
+/* 1 / (1 + 2^−(m + r)) with m a multiple of 1/STEPS, whose fraction `shifted` ends in. With
+ * K = r·coth(r·ln 2 / 2), 2^−r is (K − r) / (K + r) and K is even in r: few terms. The logistic is
+ * then 2^m (K + r) / (2^m (K + r) + (K − r)). */
+static inline vec logistic_of_rest(vec shifted, vec m, vec r) {
+#if IS_F32
+    vec power = (vec)_mm512_permutex2var_ps(
+        _mm512_load_ps(power_table), (__m512i)shifted, _mm512_load_ps(power_table + 16));
+    power = (vec)_mm512_scalef_ps((__m512)power, (__m512)m);
+    const vec k = splat(2.88541123f);
+#else
+    vec power = (vec)_mm512_permutex2var_pd(
+        _mm512_load_pd(power_table), (__m512i)shifted, _mm512_load_pd(power_table + 8));
+    power = (vec)_mm512_scalef_pd((__m512d)power, (__m512d)m);
+    const vec square = r * r;
+    vec k = splat(-0.000925052945680964853) * square + splat(0.115524530087624846);
+    k = k * square + splat(2.8853900817779268);
+#endif
+    const vec part = power * (k + r);
+    return part / ((k - r) + part);
+}
+
+/* z + POWER_MAGIC is z rounded to a multiple of 1/STEPS, whose integer the low bits are. */
+#define POWER_MAGIC splat((real)(IS_F32 ? 12582912.0 / 32 : 6755399441055744.0 / 16))
+
 static inline vec vlogistic(vec z) {
     z = at_most(splat(60), at_least(splat((real)(IS_F32 ? -104 : -746)), z));
-    const vec magic = splat((real)(IS_F32 ? 12582912.0 / 32 : 6755399441055744.0 / 16));
-    const vec shifted = z * splat((real)1.4426950408889634) + magic;
-    const vec m = shifted - magic;
-#if IS_F32
-    vec r = z - m * splat(0.693359375f);
-    r = r - m * splat(-2.12194440e-4f);
-    const vec w = (vec)_mm512_permutex2var_ps(
-        _mm512_load_ps(inverse_powers), (__m512i)shifted, _mm512_load_ps(inverse_powers + 16));
-    const vec q = (vec)_mm512_scalef_ps((__m512)splat(1), (__m512)m);
-    const vec k = splat(2.00001466f);
-#else
-    vec r = z - m * splat(6.93147180369123816490e-01);
-    r = r - m * splat(1.90821492927058770002e-10);
-    const vec w = (vec)_mm512_permutex2var_pd(
-        _mm512_load_pd(inverse_powers), (__m512i)shifted, _mm512_load_pd(inverse_powers + 8));
-    const vec q = (vec)_mm512_scalef_pd((__m512d)splat(1), (__m512d)m);
-    const vec square = r * r;
-    vec k = splat(-0.00277773113838946608) * square + splat(0.16666666665844421);
-    k = k * square + splat(2);
-#endif
-    const vec part = q * (k + r);
-    return part / (w * (k - r) + part);
+    const vec log2_e = splat((real)1.4426950408889634);
+    const vec shifted = z * log2_e + POWER_MAGIC;
+    const vec m = shifted - POWER_MAGIC;
+    const vec r = z * splat((real)(IS_F32 ? 1.9259629911e-8 : 2.0355273740931033e-17)) +
+                  (z * log2_e - m);
+    return logistic_of_rest(shifted, m, r);
+}
+
+/* 1 / (1 + 2^−z): m and r cost additions only. */
+static inline vec vlogistic_2(vec z) {
+    z = at_most(splat(64), at_least(splat((real)(IS_F32 ? -160 : -1100)), z));
+    const vec shifted = z + POWER_MAGIC;
+    const vec m = shifted - POWER_MAGIC;
+    return logistic_of_rest(shifted, m, z - m);
 }
 #else
 static inline vec vlogistic(vec z) {

@@ -5,8 +5,10 @@
 #undef minus_size
 #undef power_table
 #undef at_most
-#undef inverse_powers
+#undef logistic_of_rest
+#undef POWER_MAGIC
 #undef vexp_negative
 #undef vlogistic
+#undef vlogistic_2
 #undef vlogistic_slope
 #undef vtanh
