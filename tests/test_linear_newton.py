@@ -1,5 +1,7 @@
 """Newton's method: smooth losses at their exact minimum."""
 
+import ctypes
+
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -143,7 +145,7 @@ def test_it_is_taken_where_it_is_cheap():
     wide = np.random.default_rng(0).normal(size=(len(X), 400))
     problem_of_many = MultiTaskSGDClassifier(alpha=1.0)._observe(wide, y, task, None, reset=True)
     factors = TaskCoupling.mean().factor(4)
-    assert not linear_newton.pays(problem_of_many, factors)
+    assert not linear_newton.pays(problem_of_many, factors, "log_loss")
 
 
 def test_it_goes_on_from_an_earlier_fit():
@@ -217,7 +219,6 @@ def test_an_interrupted_fit_keeps_what_it_has(monkeypatch):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"loss": "hinge"}, "loss is 'hinge'; solver='newton' takes 'squared_hinge', 'mod"),
         ({"alpha": 0}, "alpha is 0; solver='newton' needs a positive alpha"),
         ({"task_penalty": "l1"}, "task_penalty is 'l1'; solver='newton' takes 'l2'"),
         ({"early_stopping": True}, "early_stopping is True; solver='newton' takes False"),
@@ -227,6 +228,20 @@ def test_what_it_does_not_take_is_refused(settings, message):
     X, y, task = problem("log_loss")
     with pytest.raises(ValueError, match=message):
         MultiTaskSGDClassifier(solver="newton", **settings).fit(X, y, tasks=task)
+
+
+def test_a_loss_of_ones_own_is_refused():
+    X, y, task = problem("squared_error")
+
+    @ctypes.CFUNCTYPE(
+        ctypes.c_double, ctypes.c_double, ctypes.c_double, ctypes.POINTER(ctypes.c_double)
+    )
+    def loss(y, p, slope):
+        slope[0] = p - y
+        return (p - y) ** 2 / 2
+
+    with pytest.raises(ValueError, match=r"solver='newton' takes 'squared_error', 'huber'"):
+        MultiTaskSGDRegressor(loss=loss, solver="newton").fit(X, y, tasks=task)
 
 
 def test_several_classes_are_refused():

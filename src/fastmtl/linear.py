@@ -274,7 +274,7 @@ class _MultiTaskSGD(TaskRelations, OnnxMixin, BaseEstimator):
             return self.solver == "newton"
         if self._asks_for_epochs() or self._unlike("newton") or not training[1].binary:
             return False
-        return linear_newton.pays(training[0], factors)
+        return linear_newton.pays(training[0], factors, self.loss)
 
     def _asks_for_epochs(self):
         asks = self.sampling != "uniform" or self.tol is None
@@ -624,18 +624,21 @@ class MultiTaskSGDRegressor(RegressorMixin, _MultiTaskSGD):
         ``"cholesky"`` solves for the exact minimum: squared error with l2 penalties and a positive
         alpha, in one pass over X that costs d²/2 multiplications a sample and d³ a task. It has no
         epochs (`n_iter_` is 1), no use for a warm start, and takes neither `early_stopping` nor
-        `callbacks`. ``"newton"`` does the same for any smooth loss and ``"poisson"``, with the
+        `callbacks`. ``"newton"`` does the same for any loss but a :class:`PointLoss`, with the
         losses' second derivatives for weights, in some six steps (`max_iter` at most), and from the
-        last solution with `warm_start`. The others draw a random sample per step. ``"saga"`` [2]_
-        remembers each sample's last derivative (a number per label and class) and so converges
-        linearly to the exact minimum, without a rate to tune, where the loss is smooth. ``"dual"``
-        [3]_ maximises the dual in one sample's slope after the other: exactly, for any convex loss,
-        kinks and ``"poisson"`` included, whatever the rows' lengths, with l2 penalties and a
-        positive alpha; a weak alpha makes it slow where samples are many. ``"sgd"`` takes any loss,
-        streams, and has an epoch in half the time, but nears the minimum only as its rate decays.
+        last solution with `warm_start`; for losses with kinks (``"hinge"``, ``"quantile"``,
+        ``"epsilon_insensitive"``) by an interior point method [4]_, in some 15. The others draw a
+        random sample per step. ``"saga"`` [2]_ remembers each sample's last derivative (a number
+        per label and class) and so converges linearly to the exact minimum, without a rate to tune,
+        where the loss is smooth. ``"dual"`` [3]_ maximises the dual in one sample's slope after the
+        other: exactly, for any convex loss, kinks and ``"poisson"`` included, whatever the rows'
+        lengths, with l2 penalties and a positive alpha; a weak alpha makes it slow where samples
+        are many. ``"sgd"`` takes any loss, streams, and has an epoch in half the time, but nears
+        the minimum only as its rate decays.
         ``"auto"`` takes ``"cholesky"`` where it applies and costs less than ten epochs of
         ``"saga"``, as it does up to some 250 features with as many samples a task, and ``"newton"``
-        where that costs less than twenty, unless ``tol=None`` or `sampling` asks for epochs; else
+        where that costs less than twenty (two thousand for kinks and ``"poisson"``, whose
+        alternative is not there by then), unless ``tol=None`` or `sampling` asks for epochs; else
         ``"dual"`` where the samples are fewer than the parameters (of a classifier, up to eight
         times as many), the penalty is strong, or some rows are much longer than others; else
         ``"saga"`` for a smooth loss and ``"sgd"`` for others. Where something is set that ``"sgd"``
@@ -761,6 +764,8 @@ class MultiTaskSGDRegressor(RegressorMixin, _MultiTaskSGD):
        NeurIPS 2014.
     .. [3] S. Shalev-Shwartz and T. Zhang, "Stochastic dual coordinate ascent methods for
        regularized loss minimization", JMLR 14, 2013.
+    .. [4] S. Mehrotra, "On the implementation of a primal-dual interior point method", SIAM Journal
+       on Optimization 2, 1992.
 
     Examples
     --------

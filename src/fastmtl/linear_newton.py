@@ -1,8 +1,9 @@
-"""Smooth losses with plain penalties at their minimum, by Newton's method.
+"""Losses with plain penalties at their minimum, by Newton's method.
 
 A step minimises the quadratic model of the losses about the present scores, which is a ridge
 regression with the losses' second derivatives for weights: `linear_direct.Ridge` solves it exactly,
-and a line search keeps the objective falling.
+and a line search keeps the objective falling. Losses with kinks take the steps of
+`linear_interior`.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from fastmtl.linear_direct import (
     problem_of,
     put,
 )
-from fastmtl.linear_problem import PACKED_BYTES
+from fastmtl.linear_interior import KINKS, Interior
+from fastmtl.linear_problem import LOSSES, PACKED_BYTES
 
 # The second derivative from the target, the loss, its derivative, and the loss's parameter.
 CURVATURES = {
@@ -40,6 +42,11 @@ CURVATURES = {
     "log_loss": lambda y, value, slope, parameter: np.abs(slope) * (1.0 - np.abs(slope)),
 }
 STEPS = 8  # that a fit takes, give or take three
+KINKED_STEPS = 30  # ridge regressions, two of them a step
+KINKED_GAP = 1e-2  # of the gap that would do after a step of Newton's
+KINKED_ROUNDING = 1e-8  # weights of all sizes leave so much of a gap
+SGD_EPOCHS = 2000  # of SAGA take as long as those that SGD may take, and not get there
+DUAL_EPOCHS = 100  # that it takes by the dual where a task has fewer samples than features
 LEAST_CURVATURE = 1e-12  # of the steepest sample's, so that each has a target
 ENOUGH = 1e-4  # of the descent that a step's slope promises
 SHORTEST = 2.0**-40
@@ -59,6 +66,8 @@ class Point:
 
 
 class Newton:
+    stuck = False
+
     def __init__(self, model, training, factors):
         self.observations, self.factors = packed(training[0]), factors
         classes = training[1]
@@ -67,7 +76,7 @@ class Newton:
         self.q = self.d + (self.kind == "coupled")
         self.target = np.ascontiguousarray(classes.code, dtype=np.float64)
         self.code, self.parameter = model._loss_setting(classes)[:2]
-        self.curvature = CURVATURES[model.loss]
+        self.curvature = CURVATURES.get(model.loss)
         self.strength = model.alpha * self.observations.weight.sum()
         sparse = sp.issparse(self.observations.X)
         self.scores = ridge.scores_csr if sparse else ridge.scores_dense
@@ -128,6 +137,9 @@ class Newton:
         self.problem.weigh(point.score - point.slope / curvature, self.weight * curvature)
         return self.at(self.problem.solve(self.factors, self.strength))
 
+    def step(self, point):
+        return self.search(point, self.aim(point))
+
     def search(self, point, aim):
         """The first of the points 1, ½, ¼ … of the way that is low enough, and the slope there."""
         change = np.einsum("i,i,i", point.slope, self.weight, aim.score - point.score)
@@ -139,9 +151,12 @@ class Newton:
             share /= 2
             if share < SHORTEST:
                 return point, change
-            score = point.score + share * (aim.score - point.score)
-            trial = self.judge(between(point.solution, aim.solution, share), score)
+            trial = self.move(point, aim, share)
         return trial, change
+
+    def move(self, point, aim, share):
+        score = point.score + share * (aim.score - point.score)
+        return self.judge(between(point.solution, aim.solution, share), score)
 
 
 def packed(observations):
@@ -191,10 +206,12 @@ def fit(model, training, state, factors, max_iter):
                     f"the objective is {point.value} where solver='newton' starts; fit anew "
                     "(warm_start=False), or standardise X"
                 )
-            while not settled and step < max_iter:
+            kinked = model.loss in KINKS
+            method = Interior(newton, model.loss, point) if kinked else newton
+            while not (settled or method.stuck) and step < max_iter:
                 step += 1
                 before = point
-                point, change = newton.search(point, newton.aim(point))
+                point, change = method.step(point)
                 objective = point.value / total
                 seconds = time.perf_counter() - began
                 history.append({"epoch": step, "objective": objective, "seconds": seconds})
@@ -206,7 +223,10 @@ def fit(model, training, state, factors, max_iter):
                 # The step halves the digits that are missing, so few are after it; a loss that
                 # falls for ever, as that of one class does, falls far enough.
                 enough = max(max(tol, ROUNDING) * size, ROUNDING * first)
-                settled = point is before or -change <= enough
+                if kinked:  # whose steps end at a bound, and leave a share of what was missing
+                    settled = -change <= max(KINKED_GAP * enough, KINKED_ROUNDING * size)
+                else:
+                    settled = point is before or -change <= enough
     except KeyboardInterrupt:
         if not history:
             raise
@@ -232,15 +252,19 @@ def fit(model, training, state, factors, max_iter):
     return {"state": state, "n_iter": len(history), "best_iter": len(history), "history": history}
 
 
-def pays(observations, factors):
-    """Whether Newton's method costs less than some tens of epochs of SAGA."""
+def pays(observations, factors, loss):
+    """Whether Newton's method costs less than epochs would."""
     direct, epoch, fits_memory = costs(observations, factors)
     n, filled = len(observations.row), observations.X.shape[1]
     if sp.issparse(observations.X):
         filled = observations.X.nnz / max(observations.X.shape[0], 1)
     step = direct + n * (NS_OF_LOSS + filled)
-    return fits_memory and STEPS * step < 2 * EPOCHS * epoch
+    steps, epochs = (KINKED_STEPS if loss in KINKS else STEPS), 2 * EPOCHS
+    if LOSSES[loss][1] is None:
+        soon = loss in KINKS and n < observations.n_tasks * observations.X.shape[1]
+        epochs = DUAL_EPOCHS if soon else SGD_EPOCHS
+    return fits_memory and steps * step < epochs * epoch
 
 
 def takes(loss):
-    return isinstance(loss, str) and loss in CURVATURES
+    return isinstance(loss, str) and (loss in CURVATURES or loss in KINKS)
