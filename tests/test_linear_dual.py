@@ -155,3 +155,26 @@ def test_a_softmax_is_refused():
     X, y, task = data()
     with pytest.raises(ValueError, match=r"more than two classes.*solver='dual' takes"):
         MultiTaskSGDClassifier(solver="dual").fit(X, y + (X[:, 0] > 0), tasks=task)
+
+
+@pytest.mark.parametrize("coupling", ["mean", "independent", "pooled", TaskCoupling.mean(1e-4)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_coefficients_side_by_side_have_the_split_of_least_penalty(coupling, dtype):
+    """Few tasks on CSR keep all w_t at each column; the same rows as an array keep s and v."""
+    rng = np.random.default_rng(5)
+    X = rng.normal(size=(240, 12)) * (rng.random((240, 12)) < 0.5)
+    X[:80, 3] = 0.0  # a column that a task lacks
+    task = np.repeat(np.arange(3), 80)
+    y = X[:, 0] + X[:, 1] * (task - 1) + rng.normal(size=240) > 0
+    given = {"solver": "dual", "alpha": 0.02, "coupling": coupling, "random_state": 0}
+    given |= {"tol": 1e-8 if dtype == np.float64 else 1e-5, "max_iter": 3000}
+    sparse = MultiTaskSGDClassifier(**given).fit(sp.csr_matrix(X, dtype=dtype), y, tasks=task)
+    assert sparse._state.columns is not None
+    dense = MultiTaskSGDClassifier(**given).fit(X, y, tasks=task)
+    objectives = [model.history_[-1]["objective"] for model in (sparse, dense)]
+    np.testing.assert_allclose(*objectives, rtol=1e-7 if dtype == np.float64 else 1e-5)
+    atol = 1e-4 if dtype == np.float64 else 1e-2
+    np.testing.assert_allclose(sparse.coef_, dense.coef_, atol=atol)
+    np.testing.assert_allclose(sparse.intercept_, dense.intercept_, atol=atol)
+    np.testing.assert_allclose(sparse.shared_coef_, dense.shared_coef_, atol=atol)
+    np.testing.assert_allclose(sparse.task_coef_.toarray(), dense.task_coef_, atol=atol)

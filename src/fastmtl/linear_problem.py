@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +11,7 @@ from fastmtl._core import linear_sgd
 from fastmtl.config import resolve_threads
 from fastmtl.estimators import label_weights
 from fastmtl.kernels import empty_matrix
+from fastmtl.linear_joint import Joint, fits
 from fastmtl.row_blocks import Pages, bounds, in_blocks
 from fastmtl.task_columns import find_columns, ragged
 
@@ -105,6 +105,8 @@ class Problem:
     groups: tuple | None
     clip: float
     n_threads: int
+    beside: bool  # the dual keeps all tasks' coefficients of a column together
+    joint: Joint | None = None
 
     def pack(self):
         """Put the rows of a small X in the order of the samples, for faster draws."""
@@ -121,7 +123,8 @@ class Problem:
                 data, indices, indptr, position = self.data
                 lengths = np.diff(indptr)[row]
                 at, starts = ragged(indptr[row], lengths), np.concatenate([[0], np.cumsum(lengths)])
-                self.data = data[at], indices[at], starts, position[at]
+                position = position[at] if len(position) else position
+                self.data = data[at], indices[at], starts, position
             row[:] = np.arange(len(row))
 
     @property
@@ -133,10 +136,16 @@ class Problem:
     def loss_value(self, state):
         task_loss = np.zeros(len(self.chance))
         function = linear_sgd.losses_dense if self.dense else linear_sgd.losses_csr
+        data, parameters, arguments = self.data, state.parameters, self.arguments
+        if self.joint:  # whole vectors, and none that is shared
+            vectors, (mixing, kappa) = self.joint.vectors(data[0].dtype), arguments[0]
+            starts = vectors.shape[1] * np.arange(len(vectors) + 1)
+            data = (*data[:3], data[1])
+            parameters = state.shared[:0], vectors, state.intercept
+            heads = (*arguments[1][:2], starts)
+            arguments = ((np.ascontiguousarray(mixing[:, :0]), kappa), heads, *arguments[2:])
         for part in self._parts():
-            function(
-                *self.data, part, *state.parameters, *self.arguments, task_loss, self.n_threads
-            )
+            function(*data, part, *parameters, *arguments, task_loss, self.n_threads)
         if self.groups is not None:
             return float(task_loss.sum())
         counts = np.diff(self.task_start)
@@ -305,10 +314,13 @@ def describe(model, observations, classes, state, factors, solver):
         (code, parameter, damping, user),
         (float(model.alpha), task_rarity, class_rarity, INTERCEPTS[kind], task_alpha),
     )
+    beside = sp.issparse(X) and solver == "dual" and fits(X, state, len(factors.kappa), kind)
     if sp.issparse(X):
         X, samples["row"] = _own_rows(X, samples["row"], state.columns)
         data = (X.data, X.indices.astype(np.int32, copy=False), X.indptr.astype(np.int64))
-        if state.columns is None:
+        if beside and not (state.shared.any() or state.specific.any()):
+            data += (data[1][:0],)  # positions serve a start from elsewhere alone
+        elif state.columns is None:
             data += (data[1],)
         else:
             data += find_columns(X, samples["row"].copy(), task_start, state.columns, False)[1:]
@@ -343,6 +355,7 @@ def describe(model, observations, classes, state, factors, solver):
         groups,
         float(model.clip_gradient or 0.0),
         resolve_threads(model.n_threads, work=n * X.shape[1]),
+        beside,
     )
 
 
@@ -435,26 +448,16 @@ def _schedule(model, curvature, bound, settling, convexity):
 
 
 def _squared_lengths(X):
-    if sp.issparse(X):
-        return _squared_lengths_sparse(X)
     lengths = np.empty(X.shape[0])
+    if sp.issparse(X):
+        linear_sgd.squared_lengths(X.data, X.indptr.astype(np.int64, copy=False), lengths)
+        return lengths
     for rows, block in in_blocks(X):
         with np.errstate(over="ignore"):  # in double precision only if it must be: it converts
             squares = np.einsum("ij,ij->i", block, block)
         if not np.isfinite(squares).all():
             squares = np.einsum("ij,ij->i", block, block, dtype=np.float64)
         lengths[rows] = squares
-    return lengths
-
-
-def _squared_lengths_sparse(X):
-    lengths = np.zeros(X.shape[0])
-    for begin, end in itertools.pairwise(bounds(X)):
-        starts = X.indptr[begin : end + 1]
-        filled = np.flatnonzero(np.diff(starts))
-        if len(filled):
-            squares = np.square(X.data[starts[0] : starts[-1]], dtype=np.float64)
-            lengths[begin + filled] = np.add.reduceat(squares, starts[filled] - starts[0])
     return lengths
 
 

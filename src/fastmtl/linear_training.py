@@ -18,7 +18,9 @@ from sklearn.utils import check_random_state
 from fastmtl import linear_direct, linear_newton
 from fastmtl._core import linear_sgd
 from fastmtl._core import random as core_random
+from fastmtl.coupling import Factors
 from fastmtl.estimators import progress
+from fastmtl.linear_joint import Joint
 from fastmtl.linear_problem import (
     COMMON_INTERCEPT,
     INTERCEPTS,
@@ -345,6 +347,9 @@ def _dual(problem, state, tol):
     # b − c = −Σ w g / (α n) holds throughout
     center, drawn = free[at] + pulls / problem.alpha, 0
     function = linear_sgd.dual_dense if problem.dense else linear_sgd.dual_csr
+    if problem.beside:
+        problem.joint = Joint(state, Factors(*problem.arguments[0]))
+    joint, (_, _, loss, (_, _, _, kind, _)) = problem.joint, problem.arguments
 
     def run(order, bounds):
         nonlocal drawn
@@ -356,8 +361,23 @@ def _dual(problem, state, tol):
             drawn = 0
         drawn += len(order)
         state.steps += len(order)
-        parameters = state.shared, state.specific, state.intercept
-        function(*problem.data, samples, order, *parameters, *problem.arguments, memory)
+        if joint:
+            linear_sgd.dual_joint_csr(
+                *problem.data[:3],
+                samples,
+                order,
+                joint.weights,
+                state.intercept,
+                joint.covariance,
+                loss,
+                problem.alpha,
+                kind,
+                memory,
+            )
+            joint.put(state)
+        else:
+            parameters = state.shared, state.specific, state.intercept
+            function(*problem.data, samples, order, *parameters, *problem.arguments, memory)
         return 0.0
 
     typical = []

@@ -352,7 +352,10 @@ def encode_classes(observations, known=None, earlier=None):
             "classes in the data"
         )
     start = observations.task_start
-    seen = [np.unique(code[start[t] : start[t + 1]]) for t in range(observations.n_tasks)]
+    seen = [
+        np.flatnonzero(np.bincount(code[start[t] : start[t + 1]], minlength=1))
+        for t in range(observations.n_tasks)
+    ]
     if earlier is not None:
         place = np.searchsorted(classes, earlier.classes)
         for t, own in enumerate(earlier.seen):
@@ -372,7 +375,8 @@ def encode_classes(observations, known=None, earlier=None):
     own_code = np.empty(len(code), dtype=np.float64)
     for t, own in enumerate(task_classes):
         part = slice(start[t], start[t + 1])
-        own_code[part] = np.searchsorted(own, code[part])
+        whole = len(own) == len(classes)
+        own_code[part] = code[part] if whole else np.searchsorted(own, code[part])
     if binary:
         own_code = 2.0 * own_code - 1.0
     return Classes(classes, task_classes, binary, own_code, seen, known is not None)

@@ -16,7 +16,9 @@ TOLERANCE = dict.fromkeys(
     ],
     20,
 )
-TOLERANCE |= {"dual_dense": 500, "dual_csr": 500}  # and the trials that find a slope
+TOLERANCE |= dict.fromkeys(
+    ("dual_dense", "dual_csr", "dual_joint_csr"), 500
+)  # and the trials that find a slope
 SOFTMAX = -1
 
 
@@ -192,6 +194,28 @@ def dual_cases(sparse):
     return cases
 
 
+def dual_joint_cases(rng, dtype):
+    for code, kind in itertools.product(range(10), (0, 1, COUPLED)):
+        n_tasks, d = (4, 1, 2, 8)[(code + kind) % 4], 3 + code
+        case = problem(rng, dtype, d=d, n_shared=1, kind=kind, code=code, sparse=True)
+        case["samples"]["task"] %= n_tasks
+        memory = np.zeros((len(case["samples"]), 3))
+        memory[:, 2] = np.nan
+        B = rng.normal(size=(n_tasks, 2))
+        weights = rng.normal(size=(d + 1, n_tasks)) / 4
+        weights[-1] *= kind == COUPLED
+        kept = ("data", "indices", "indptr", "samples", "order", "intercept")
+        yield {
+            **{name: case[name] for name in kept},
+            "weights": weights,
+            "covariance": B @ B.T + np.diag(case["coupling"][1][:1].repeat(n_tasks)),
+            "loss": (0, 0.0, 1.0, USER) if code == 1 else case["loss"],
+            "alpha": 1.0,
+            "intercept_kind": kind,
+            "memory": memory,
+        }
+
+
 def spreads(rng, dtype, case):
     return (
         rng.uniform(1, 3, size=case["shared"].shape[1:]).astype(dtype),
@@ -280,6 +304,13 @@ def find_columns_cases(rng, dtype):
         }
 
 
+def squared_lengths_cases(rng, dtype):
+    X = rng.normal(size=(30, 40)) * (rng.random((30, 40)) < 0.3)
+    X[3] = 0.0
+    X = sp.csr_matrix(X, dtype=dtype)
+    yield {"data": X.data, "indptr": X.indptr.astype(np.int64), "lengths": np.zeros(30)}
+
+
 CASES = {
     "find_columns": find_columns_cases,
     "sgd_dense": by_threads(sgd_cases(sparse=False)),
@@ -292,7 +323,9 @@ CASES = {
     "saga_general_csr": saga_general_cases(sparse=True),
     "dual_dense": dual_cases(sparse=False),
     "dual_csr": dual_cases(sparse=True),
+    "dual_joint_csr": dual_joint_cases,
     "losses_dense": losses_cases(sparse=False),
     "losses_csr": losses_cases(sparse=True),
     "point_losses": point_losses,
+    "squared_lengths": squared_lengths_cases,
 }

@@ -15,6 +15,8 @@ typedef struct {
     int32_t unused;
 } sgd_sample;
 
+#define MOST_JOINT 8 /* tasks: a cache line */
+
 enum { INTERCEPT_NONE, INTERCEPT_SHARED, INTERCEPT_COUPLED, INTERCEPT_FREE };
 
 /* Parameters: `shared` (n_shared, n_classes, stride), `specific` (heads, stride), stride a multiple
@@ -70,7 +72,9 @@ typedef double (*sgd_function)(const sgd_problem *, const int64_t *order, int64_
 typedef struct {
     sgd_function sgd_dense, sgd_csr, saga_dense, saga_csr;
     sgd_function sgd_general, saga_general;
-    sgd_function dual_dense, dual_csr; /* `memory` (n, 3): slopes, conjugates, scores; no sum */
+    /* `memory` (n, 3): slopes, conjugates, scores; no sum. The joint one has (stride, n_heads)
+     * float64 coefficients in `specific`, and (n_heads, n_heads) of the tasks' C in `mixing`. */
+    sgd_function dual_dense, dual_csr, dual_joint;
     void (*losses_dense)(const sgd_problem *, double *task_loss);
     void (*losses_csr)(const sgd_problem *, double *task_loss);
     void (*settle)(const sgd_problem *); /* multiplies the factors of CSR out */

@@ -17,7 +17,7 @@ cdef extern from "linear_sgd.h" nogil:
         pass
     point_loss point_loss_of(int code, double parameter, void *user)
     double point_loss_at(const point_loss *loss, double y, double p, double *gradient)
-    int LOSS_POISSON
+    int LOSS_POISSON, MOST_JOINT
 
     ctypedef struct sgd_sample:
         int64_t row
@@ -85,6 +85,7 @@ cdef extern from "linear_sgd.h" nogil:
         sgd_function saga_general
         sgd_function dual_dense
         sgd_function dual_csr
+        sgd_function dual_joint
         void (*losses_dense)(const sgd_problem *, double *) noexcept nogil
         void (*losses_csr)(const sgd_problem *, double *) noexcept nogil
         void (*settle)(const sgd_problem *) noexcept nogil
@@ -461,6 +462,40 @@ def dual_csr(data, indices, indptr, position, const sgd_sample[::1] samples,
     _run(_table(data).dual_csr, &P, order, 0, shared, specific, intercept, _whole(order), False)
 
 
+def dual_joint_csr(data, const int32_t[::1] indices, const int64_t[::1] indptr,
+                   const sgd_sample[::1] samples, const int64_t[::1] order, double[:, ::1] weights,
+                   double[::1] intercept, const double[:, ::1] covariance, tuple loss,
+                   double alpha, int intercept_kind, memory):
+    """The same on CSR rows of few tasks, whose coefficients lie side by side.
+
+    See :func:`fastmtl.reference.linear_sgd.dual_joint_csr`.
+    """
+    cdef sgd_problem P
+    cdef int64_t tasks = weights.shape[1]
+    cdef uintptr_t user = loss[3]
+    if tasks not in (1, 2, 4, MOST_JOINT) or not tasks == covariance.shape[0] == covariance.shape[1]:
+        raise ValueError(f"weights and covariance must be of 1, 2, 4 or {MOST_JOINT} tasks")
+    P.X = _address(data, False)
+    P.indices = P.position = &indices[0] if indices.shape[0] else NULL
+    P.indptr = &indptr[0]
+    P.samples = &samples[0] if samples.shape[0] else NULL
+    P.n_samples = samples.shape[0]
+    P.mixing = &covariance[0, 0]
+    P.n_heads = tasks
+    P.stride = weights.shape[0]
+    P.specific = &weights[0, 0]
+    P.intercept = &intercept[0]
+    P.intercept_kind = intercept_kind
+    P.alpha = alpha
+    P.loss = point_loss_of(loss[0], loss[1], <void *>user)
+    P.softmax, P.n_classes = loss[0] < 0, intercept.shape[0]
+    _fill_dual(&P, memory)
+    cdef const sgd_table *table = _table(data)
+    if order.shape[0]:
+        with nogil:
+            table.dual_joint(&P, &order[0], order.shape[0], 0)
+
+
 def _merge_beside(beside, others, weights):
     for j, array in enumerate(beside):
         array[...] = sum(weight * other[j] for weight, other in zip(weights, others))
@@ -635,6 +670,20 @@ def point_losses(int code, double parameter, const double[::1] target, const dou
     with nogil:
         for i in range(n):
             value[i] = point_loss_at(&loss, target[i], score[i], &gradient[i])
+
+
+def squared_lengths(const real[::1] data, const int64_t[::1] indptr, double[::1] lengths):
+    """Write ‖x‖² of each row of a CSR matrix."""
+    cdef int64_t i, z
+    cdef double total
+    if indptr.shape[0] != lengths.shape[0] + 1 or indptr[lengths.shape[0]] > data.shape[0]:
+        raise ValueError("lengths must be of one row each, whose entries are in data")
+    with nogil:
+        for i in range(lengths.shape[0]):
+            total = 0.0
+            for z in range(indptr[i], indptr[i + 1]):
+                total += <double>data[z] * data[z]
+            lengths[i] = total
 
 
 def find_columns(const int32_t[::1] indices, const int64_t[::1] indptr, const int64_t[::1] row,

@@ -198,6 +198,77 @@ static double NAME(dual_csr)(const sgd_problem *P, const int64_t *order, int64_t
     }
     return 0.0;
 }
+
+/* CSR with few tasks: the coefficients w_t of all of them lie side by side at each column, so that a
+ * score gathers once and a step, w_u −= C[t,u] move x for every task u, scatters once. They are
+ * float64 whatever the rows are, for s_r and v_t follow from what w_t differ by. */
+#if VEC_BYTES
+#define ENTRY(tasks, own, push, x)                                                            \
+    {                                                                                         \
+        typedef double line __attribute__((vector_size(8 * tasks), aligned(8), may_alias));   \
+        *(line *)(own) -= *(const line *)(push) * (x);                                        \
+    }
+#else
+#define ENTRY(tasks, own, push, x) \
+    for (int u = 0; u < tasks; u++) (own)[u] -= (push)[u] * (x);
+#endif
+#define PUSH_JOINT(tasks)                                                                         \
+    static inline void NAME(push_joint_##tasks)(double *weights, const double *push, const real *x, \
+                                                const int32_t *at, int64_t n) {                   \
+        for (int64_t z = 0; z < n; z++)                                                           \
+            ENTRY(tasks, weights + (int64_t)at[z] * tasks, push, (double)x[z])                    \
+    }
+PUSH_JOINT(1)
+PUSH_JOINT(2)
+PUSH_JOINT(4)
+PUSH_JOINT(8)
+#undef PUSH_JOINT
+#undef ENTRY
+
+typedef void (*NAME(joint_push))(double *, const double *, const real *, const int32_t *, int64_t);
+
+static inline __attribute__((always_inline)) void NAME(dual_joint_of)(
+    const sgd_problem *P, const int64_t *order, int64_t count, const int tasks, NAME(joint_push) entries) {
+    double *weights = (double *)P->specific, *last = weights + (P->stride - 1) * tasks;
+    const int coupled = P->intercept_kind == INTERCEPT_COUPLED, common = NAME(has_common_intercept)(P);
+    for (int64_t k = 0; k < count; k++) {
+        NAME(fetch_rows)(P, order, k, count);
+        const sgd_sample *sample = P->samples + order[k];
+        const int64_t begin = P->indptr[sample->row], n = P->indptr[sample->row + 1] - begin;
+        const real *x = (const real *)P->X + begin;
+        const int32_t *at = P->indices + begin;
+        const double *w = weights + sample->task, *covariance = P->mixing + sample->task * tasks;
+        double total_0 = 0, total_1 = 0, total_2 = 0, total_3 = 0, push[MOST_JOINT];
+        int64_t z = 0;
+        for (; z + 4 <= n; z += 4) {
+            total_0 += w[(int64_t)at[z] * tasks] * x[z];
+            total_1 += w[(int64_t)at[z + 1] * tasks] * x[z + 1];
+            total_2 += w[(int64_t)at[z + 2] * tasks] * x[z + 2];
+            total_3 += w[(int64_t)at[z + 3] * tasks] * x[z + 3];
+        }
+        for (; z < n; z++) total_0 += w[(int64_t)at[z] * tasks] * x[z];
+        const double score = (total_0 + total_1) + (total_2 + total_3) + last[sample->task] +
+                             (common ? P->intercept[0] : 0.0);
+        const double move = NAME(dual_move)(P, order[k], score);
+        if (move == 0.0) continue;
+        for (int u = 0; u < tasks; u++) push[u] = covariance[u] * move;
+        entries(weights, push, x, at, n);
+        if (coupled)
+            for (int u = 0; u < tasks; u++) last[u] -= push[u];
+        if (common) P->intercept[0] -= move;
+    }
+}
+
+static double NAME(dual_joint)(const sgd_problem *P, const int64_t *order, int64_t count, int64_t step) {
+    (void)step;
+    switch (P->n_heads) {
+    case 1: NAME(dual_joint_of)(P, order, count, 1, NAME(push_joint_1)); break;
+    case 2: NAME(dual_joint_of)(P, order, count, 2, NAME(push_joint_2)); break;
+    case 4: NAME(dual_joint_of)(P, order, count, 4, NAME(push_joint_4)); break;
+    default: NAME(dual_joint_of)(P, order, count, MOST_JOINT, NAME(push_joint_8));
+    }
+    return 0.0;
+}
 #undef SLOPE_ACCURACY
 #undef STRAIGHT_ACCURACY
 #undef MOST_TRIALS

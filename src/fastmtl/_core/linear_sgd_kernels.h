@@ -727,7 +727,8 @@ static double NAME(saga_csr)(const sgd_problem *P, const int64_t *order, int64_t
 
 static const sgd_table NAME(sgd_table) = {
     NAME(sgd_dense), NAME(sgd_csr), NAME(saga_dense), NAME(saga_csr),
-    NAME(sgd_general), NAME(saga_general), NAME(dual_dense), NAME(dual_csr), NAME(losses_dense), NAME(losses_csr),
+    NAME(sgd_general), NAME(saga_general), NAME(dual_dense), NAME(dual_csr), NAME(dual_joint),
+    NAME(losses_dense), NAME(losses_csr),
     NAME(settle),
 };
 #undef PREFETCH_AHEAD

@@ -48,6 +48,7 @@ import numpy as np
 __all__ = [
     "dual_csr",
     "dual_dense",
+    "dual_joint_csr",
     "find_columns",
     "losses_csr",
     "losses_dense",
@@ -60,6 +61,7 @@ __all__ = [
     "sgd_dense",
     "sgd_general_csr",
     "sgd_general_dense",
+    "squared_lengths",
 ]
 
 SLOPE_ACCURACY, STRAIGHT_ACCURACY = 1e-3, 1e-10
@@ -597,6 +599,18 @@ def _implicit_logistic(y, p, c, held):
     return -y * share, conjugate, y * u
 
 
+def _dual_move(sample, p, reach, loss, held):
+    """Renew what is remembered of a sample; return how far its row enters the parameters."""
+    function, y = _point_loss(loss[0], loss[1], loss[3]), sample["target"]
+    before, c = held[0], reach * sample["curvature"]
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        if LOSSES[loss[0]] is log_loss and not loss[3]:
+            held[:] = _implicit_logistic(y, p, c, held)
+        else:
+            held[:] = _implicit_slope(lambda score: function(y, score), p, c, held)
+    return reach * (held[0] - before)
+
+
 def _dual(
     rows, samples, order, shared, specific, intercept, coupling, heads, loss, penalty, memory
 ):
@@ -605,18 +619,7 @@ def _dual(
         sample, task = samples[k], samples[k]["task"]
         x, own_x = rows(sample["row"], _own_vectors(specific, heads, task).shape[1] - 1)
         (p,), (v,), _ = _scores(x, own_x, task, shared, specific, intercept, coupling, heads, kind)
-
-        def at(score, y=sample["target"]):
-            return _point_loss(loss[0], loss[1], loss[3])(y, score)
-
-        reach, before = sample["weight"] / (alpha * len(samples)), memory[k, 0]
-        c = reach * sample["curvature"]
-        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            if LOSSES[loss[0]] is log_loss and not loss[3]:
-                memory[k] = _implicit_logistic(sample["target"], p, c, memory[k])
-            else:
-                memory[k] = _implicit_slope(at, p, c, memory[k])
-        move = reach * (memory[k, 0] - before)
+        move = _dual_move(sample, p, sample["weight"] / (alpha * len(samples)), loss, memory[k])
         shared[:, 0] -= np.outer(mixing[task] * move, np.append(x, kind == COUPLED))
         gain = np.full(len(v), kappa[task])
         gain[-1] = {COUPLED: kappa[task], FREE: 1.0}.get(kind, 0.0)
@@ -659,6 +662,38 @@ def dual_csr(
     """The same on CSR rows."""
     rows = _csr_rows(data, indices, indptr, position, shared.shape[2] - 1)
     _dual(rows, samples, order, shared, specific, intercept, coupling, heads, loss, penalty, memory)
+
+
+def dual_joint_csr(
+    data,
+    indices,
+    indptr,
+    samples,
+    order,
+    weights,
+    intercept,
+    covariance,
+    loss,
+    alpha,
+    intercept_kind,
+    memory,
+):
+    """The same on CSR rows of few tasks, whose coefficients lie side by side.
+
+    ``weights[j, t]`` (stride, T) is what column j has in w_t = Σ_r B[t, r] s_r + v_t, its last row
+    the tasks' intercepts beside the common one, and `covariance` is C: a step on task t is
+    ``w_u ← w_u − C[t, u] w (g' − g) x / (α n)`` for all tasks u.
+    """
+    rows = _csr_rows(data, indices, indptr, indices, len(weights) - 1)
+    for k in order:
+        sample, task = samples[k], samples[k]["task"]
+        x = np.append(rows(sample["row"], len(weights) - 1)[0], intercept_kind == COUPLED)
+        common = intercept[0] if intercept_kind in (SHARED, COUPLED) else 0.0
+        p = x.astype(np.float64) @ weights[:, task] + common
+        move = _dual_move(sample, p, sample["weight"] / (alpha * len(samples)), loss, memory[k])
+        weights -= np.outer(x, covariance[task] * move)
+        if intercept_kind in (SHARED, COUPLED):
+            intercept[0] -= move
 
 
 def _soft(z, threshold):
@@ -1017,6 +1052,12 @@ def losses_csr(
     """The same on CSR rows."""
     rows = _csr_rows(data, indices, indptr, position, shared.shape[2] - 1)
     _losses(rows, samples, shared, specific, intercept, coupling, heads, loss, penalty, task_loss)
+
+
+def squared_lengths(data, indptr, lengths):
+    """Write ‖x‖² of each row of a CSR matrix."""
+    for i, (begin, end) in enumerate(itertools.pairwise(indptr)):
+        lengths[i] = np.sum(data[begin:end].astype(np.float64) ** 2)
 
 
 def find_columns(indices, indptr, row, task_start, known, known_start, d, position, grow):
