@@ -39,16 +39,16 @@ class Joint:
             to_shared = np.linalg.solve(system, weighed.T).T
         else:
             to_shared = np.linalg.pinv(factors.covariance(), hermitian=True) @ mixing
-        to_own = (np.eye(n_tasks) - to_shared @ mixing.T) * (kappa > 0)
-        padding = ((0, lanes - n_tasks), (0, 0))
-        self.to_shared, self.to_own = np.pad(to_shared, padding), np.pad(to_own, padding)
+        self.to_shared, self.to_own = np.zeros((lanes, mixing.shape[1])), np.zeros((lanes, n_tasks))
+        self.to_shared[:n_tasks] = to_shared
+        self.to_own[:n_tasks] = (np.eye(n_tasks) - to_shared @ mixing.T) * (kappa > 0)
         if state.columns is None:  # of each coordinate of specific, its column and its task
             column = np.tile(np.arange(stride), n_tasks)
             task = np.repeat(np.arange(n_tasks), stride)
         else:
             task = np.repeat(np.arange(n_tasks), np.diff(state.vector_start))
-            column = np.full(len(task), stride - 1)
-            column[np.delete(np.arange(len(task)), state.intercept_place)] = state.columns.column
+            own = state.columns.column.astype(np.int64)
+            column = np.insert(own, state.columns.start[1:], stride - 1)
         self.own = column * n_tasks + task
         self.weights = np.zeros((stride, lanes))
         self.weights[column, task] = state.specific.reshape(-1)

@@ -107,6 +107,7 @@ class Problem:
     n_threads: int
     beside: bool  # the dual keeps all tasks' coefficients of a column together
     joint: Joint | None = None
+    penalty: float = 0.0  # of the state that it was asked for last
 
     def pack(self):
         """Put the rows of a small X in the order of the samples, for faster draws."""
@@ -201,7 +202,8 @@ class Problem:
         if task_l1:
             lengths = np.abs(specific) / state.of_heads(np.sqrt(kappa))
             total += task_l1 * np.sum(lengths * state.of_heads(own), dtype=np.float64)
-        return self.alpha * total
+        self.penalty = self.alpha * total
+        return self.penalty
 
     def _penalised(self, state, specific):
         """Vectors like the specific ones, without intercepts that bear no penalty."""

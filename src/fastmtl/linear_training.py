@@ -387,7 +387,7 @@ def _dual(problem, state, tol):
         if not typical:
             typical.append(np.mean((samples["weight"] * memory[:, 0]) ** 2 * samples["curvature"]))
         drift = free[at] - center
-        gap = objective + problem.penalty_value(state) + samples["weight"] @ memory[:, 1] / n
+        gap = objective + problem.penalty + samples["weight"] @ memory[:, 1] / n
         gap += problem.alpha * (drift @ free[at] + drift @ drift)
         # No longer a gradient than SAGA stops at would do: gap <= length² / (2 alpha).
         enough = min(tol * abs(objective), tol**2 * typical[0] / (2 * problem.alpha))

@@ -266,6 +266,12 @@ def losses_cases(sparse):
             for name in ("order", "schedule"):
                 del case[name]
             yield {**case, "task_loss": np.zeros(4), "n_threads": 1}
+        for size in (1e-9, 30, 300):  # margins in all ranges of the exponential
+            case = problem(rng, dtype, d=9, n_shared=1, kind=COUPLED, code=9, sparse=sparse)
+            for name in ("shared", "specific", "intercept"):
+                case[name] *= size
+            del case["order"]
+            yield {**case, "task_loss": np.zeros(4), "n_threads": 1}
 
     return cases
 

@@ -476,7 +476,8 @@ def dual_joint_csr(data, const int32_t[::1] indices, const int64_t[::1] indptr,
     if tasks not in (1, 2, 4, MOST_JOINT) or not tasks == covariance.shape[0] == covariance.shape[1]:
         raise ValueError(f"weights and covariance must be of 1, 2, 4 or {MOST_JOINT} tasks")
     P.X = _address(data, False)
-    P.indices = P.position = &indices[0] if indices.shape[0] else NULL
+    P.indices = &indices[0] if indices.shape[0] else NULL
+    P.position = NULL
     P.indptr = &indptr[0]
     P.samples = &samples[0] if samples.shape[0] else NULL
     P.n_samples = samples.shape[0]
