@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import scipy.sparse as sp
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import PoissonRegressor
 
 from fastmtl import (
@@ -178,3 +179,18 @@ def test_coefficients_side_by_side_have_the_split_of_least_penalty(coupling, dty
     np.testing.assert_allclose(sparse.intercept_, dense.intercept_, atol=atol)
     np.testing.assert_allclose(sparse.shared_coef_, dense.shared_coef_, atol=atol)
     np.testing.assert_allclose(sparse.task_coef_.toarray(), dense.task_coef_, atol=atol)
+
+
+def test_poisson_s_dual_that_lost_its_digits_is_not_taken_for_the_minimum():
+    rng = np.random.default_rng(0)
+    X, task = rng.normal(size=(200, 100)), np.repeat([0, 1], 100)
+    X = sp.csr_matrix(np.floor(3 * np.abs(X) / rng.uniform(size=X.shape)) * (np.abs(X) > 1.5))
+    y = rng.poisson(2.0, size=200)
+    given = {"loss": "poisson", "random_state": 0}
+    best = MultiTaskSGDRegressor(solver="newton", **given).fit(X, y, tasks=task)
+    best = best.history_[-1]["objective"]
+    auto = MultiTaskSGDRegressor(**given).fit(X, y, tasks=task)
+    assert auto.history_[-1]["objective"] < best + 1e-3 * abs(best)
+    dual = MultiTaskSGDRegressor(solver="dual", max_iter=30, **given)
+    with pytest.raises((ConvergenceWarning, FloatingPointError)):
+        dual.fit(X, y, tasks=task)

@@ -256,8 +256,10 @@ class _MultiTaskSGD(TaskRelations, OnnxMixin, BaseEstimator):
         return None
 
     def _takes_dual(self):
-        """Whether the objective has the dual; that a user's own loss is convex, only users know."""
-        known = self.solver == "dual" or isinstance(self.loss, str)
+        """Whether the objective has the dual, and is fit for it unasked: that a user's own loss is
+        convex, only users know, and Poisson's slopes lose their digits where rows are long."""
+        known = isinstance(self.loss, str) and self.loss != "poisson"
+        known = known or self.solver == "dual"
         return known and self.alpha > 0 and self.shared_penalty == self.task_penalty == "l2"
 
     def _is_direct(self, observations, factors):
@@ -637,7 +639,7 @@ class MultiTaskSGDRegressor(RegressorMixin, _MultiTaskSGD):
         the minimum only as its rate decays.
         ``"auto"`` takes ``"cholesky"`` where it applies and costs less than ten epochs of
         ``"saga"``, as it does up to some 250 features with as many samples a task, and ``"newton"``
-        where that costs less than twenty (two thousand for kinks and ``"poisson"``, whose
+        where that costs less than twenty (3,000 for kinks and ``"poisson"``, whose
         alternative is not there by then), unless ``tol=None`` or `sampling` asks for epochs; else
         ``"dual"`` where the samples are fewer than the parameters (of a classifier, up to eight
         times as many), the penalty is strong, or some rows are much longer than others; else

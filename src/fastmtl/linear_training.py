@@ -391,7 +391,8 @@ def _dual(problem, state, tol):
         gap += problem.alpha * (drift @ free[at] + drift @ drift)
         # No longer a gradient than SAGA stops at would do: gap <= length² / (2 alpha).
         enough = min(tol * abs(objective), tol**2 * typical[0] / (2 * problem.alpha))
-        return gap <= max(enough, 50 * np.finfo(state.specific.dtype).eps * abs(objective))
+        rounding = 50 * np.finfo(state.specific.dtype).eps * abs(objective)
+        return abs(gap) <= max(enough, rounding)  # far below zero it is rounding, and says nothing
 
     return run, settled
 
