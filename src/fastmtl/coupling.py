@@ -7,6 +7,7 @@ matrix B (T, R) and the task-specific variances κ (T,); the solvers see nothing
 from __future__ import annotations
 
 import numbers
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -549,7 +550,7 @@ def resolve_coupling(coupling):
     if isinstance(coupling, TaskCoupling):
         return coupling
     if isinstance(coupling, str) and coupling in WORDS:
-        return getattr(TaskCoupling, coupling)()
+        return _of_word(coupling)
     if isinstance(coupling, np.ndarray | list | tuple):
         raise ValueError(
             "coupling is a bare matrix; say what it is: TaskCoupling.from_covariance(C), "
@@ -558,6 +559,11 @@ def resolve_coupling(coupling):
     raise ValueError(
         f"coupling is {coupling!r}; pass one of {', '.join(map(repr, WORDS))} or a TaskCoupling"
     )
+
+
+@cache
+def _of_word(word):
+    return getattr(TaskCoupling, word)()
 
 
 def _principal_factors(C, rank):

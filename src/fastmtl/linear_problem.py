@@ -409,7 +409,7 @@ def _steps_per_call(X, state):
     # An entry of CSR waits for its place in the parameters: count it as eight.
     row_length = 8 * X.nnz / X.shape[0] if sp.issparse(X) else X.shape[1]
     heads = np.diff(state.head_start).mean() * (len(state.shared) + 1)
-    return int(np.clip(WORK_PER_CALL / ((row_length + 1) * heads), 1, MOST_STEPS_PER_CALL))
+    return int(max(1, min(WORK_PER_CALL / ((row_length + 1) * heads), MOST_STEPS_PER_CALL)))
 
 
 def _groups(task, code, chance):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -28,7 +29,7 @@ class State:
     running: State | None = None  # where steps go on, if the parameters are averages
     columns: TaskColumns | None = None  # where specific vectors are not zero, for a sparse X
 
-    @property
+    @cached_property
     def vector_start(self):
         """Where each head's vector begins in `specific`, flattened."""
         if self.columns is not None:
