@@ -409,21 +409,30 @@ static void NAME(tile)(const gram_problem *P, int64_t i, int64_t i_end, int64_t 
                               (real *)P->out + i * P->out_stride + j, P->out_stride, NULL);
 }
 
-/* A tile on the diagonal is computed whole: entries and their mirror images go through the same
- * operations, but for the factor that a packed row has and a row of X has not. */
+/* A tile on the diagonal, its lower half copied from the upper one. */
+static void NAME(diagonal_tile)(const gram_problem *P, int64_t i, int64_t i_end, real *scratch) {
+    real *tile = scratch + SUMS;
+    const int64_t stride = TILE_ROWS + LANES, rows = i_end - i;
+    gram_problem cached = *P;
+    cached.stream = 0;
+    NAME(to_out)[P->function](&cached, i, i_end, i, i_end, scratch, tile, stride, NULL);
+    for (int64_t a = 0; a < rows; a++) {
+        for (int64_t b = 0; b < a; b++) tile[a * stride + b] = tile[b * stride + a];
+        const int64_t at = (i + a) * P->out_stride + i;
+        if (P->narrow)
+            for (int64_t b = 0; b < rows; b++)
+                ((float *)P->out)[at + b] = (float)tile[a * stride + b];
+        else memcpy((real *)P->out + at, tile + a * stride, (size_t)rows * sizeof(real));
+    }
+}
+
+/* Computed whole, a tile on the diagonal is symmetric: entries and their mirror images go through
+ * the same operations, but for the factor that a packed row has and a row of X has not. */
 static void NAME(mirrored_tile)(const gram_problem *P, int64_t i, int64_t i_end, int64_t j,
                                 int64_t j_end, void *scratch) {
     if (i == j) {
-        gram_problem cached = *P;
-        if (P->function == GRAM_LOGISTIC_2) cached.stream = 0;
-        NAME(tile)(&cached, i, i_end, j, j_end, scratch);
-        if (P->function != GRAM_LOGISTIC_2) return;
-        for (int64_t a = i; a < i_end; a++)
-            for (int64_t b = i; b < a; b++) {
-                const int64_t to = a * P->out_stride + b, from = b * P->out_stride + a;
-                if (P->narrow) ((float *)P->out)[to] = ((float *)P->out)[from];
-                else ((real *)P->out)[to] = ((real *)P->out)[from];
-            }
+        if (P->function == GRAM_LOGISTIC_2) NAME(diagonal_tile)(P, i, i_end, (real *)scratch);
+        else NAME(tile)(P, i, i_end, j, j_end, scratch);
         return;
     }
     real *sums = (real *)scratch;
