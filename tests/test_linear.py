@@ -833,3 +833,12 @@ def test_school_explained_variance_is_that_of_the_closed_form():
         want = 1 - np.sum((truth - closed) ** 2) / total
         got = 1 - np.sum((truth - model.predict(X[~train], tasks=task[~train])) ** 2) / total
         assert got == pytest.approx(want, abs=1e-3)
+
+
+def test_labels_of_another_kind_are_not_taken_for_new_tasks_in_silence():
+    rng = np.random.default_rng(0)
+    X, task = rng.normal(size=(60, 2)), np.repeat([0, 1, 2], 20)
+    model = MultiTaskSGDRegressor().fit(X, X[:, 0] + task, tasks=task)
+    with pytest.warns(UserWarning, match=r"labels like '0', .* with labels like 0, and knows none"):
+        model.predict(X, tasks=task.astype(str))
+    model.predict(X, tasks=task + 10)  # new tasks, which is what unseen_tasks="shared" is for

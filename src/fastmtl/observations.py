@@ -12,6 +12,7 @@ input that concerns data, rather than one estimator's settings, is here.
 from __future__ import annotations
 
 import numbers
+import warnings
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -237,6 +238,17 @@ def find_tasks(estimator, tasks, n_rows):
             f"{unseen.tolist()[:3]!r}; fit with them, or set unseen_tasks='shared' to predict "
             "them with the shared part"
         )
+    if len(found) and (found < 0).all():
+        given, known = labels.tolist(), estimator.tasks_.tolist()
+        texts = [{isinstance(label, str) for label in labels} for labels in (given, known)]
+        if texts[0].isdisjoint(texts[1]):
+            warnings.warn(
+                f"tasks has labels like {given[0]!r}, but the model was fitted with labels like "
+                f"{known[0]!r}, and knows none of them; all rows are predicted with the shared "
+                "part",
+                UserWarning,
+                stacklevel=2,
+            )
     return found[code]
 
 
