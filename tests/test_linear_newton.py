@@ -143,9 +143,27 @@ def test_it_is_taken_where_it_is_cheap():
     asked = MultiTaskSGDClassifier(**settings, callbacks=lambda epoch: epoch.epoch == 12)
     assert asked.fit(X, y, tasks=task).n_iter_ == 12
     wide = np.random.default_rng(0).normal(size=(len(X), 400))
-    problem_of_many = MultiTaskSGDClassifier(alpha=1.0)._observe(wide, y, task, None, reset=True)
+    strong = MultiTaskSGDClassifier(alpha=1.0)
+    problem_of_many = strong._observe(wide, y, task, None, reset=True)
     factors = TaskCoupling.mean().factor(4)
-    assert not linear_newton.pays(problem_of_many, factors, "log_loss")
+    assert not linear_newton.pays(strong, problem_of_many, factors)
+
+
+def test_direct_solutions_are_taken_at_more_features_where_a_weak_penalty_wants_many_epochs():
+    rng = np.random.default_rng(0)
+    X, task = rng.normal(size=(900, 160)), rng.integers(3, size=900)
+    y = X[:, 0] + X[:, 1] * (task == 1) + rng.normal(size=900)
+    for kind, solver, target in (
+        (MultiTaskSGDRegressor, "cholesky", y),
+        (MultiTaskSGDClassifier, "newton", y > 0),
+    ):
+        for alpha, same in ((1e-6, True), (10.0, False)):
+            auto = kind(alpha=alpha, random_state=0).fit(X, target, tasks=task)
+            direct = kind(alpha=alpha, solver=solver).fit(X, target, tasks=task)
+            assert np.array_equal(auto.coef_, direct.coef_) == same
+            assert auto.history_[-1]["objective"] == pytest.approx(
+                direct.history_[-1]["objective"], rel=2e-4
+            )
 
 
 def test_it_goes_on_from_an_earlier_fit():

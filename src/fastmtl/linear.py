@@ -268,7 +268,7 @@ class _MultiTaskSGD(TaskRelations, OnnxMixin, BaseEstimator):
             return self.solver == "cholesky"
         if self._asks_for_epochs() or self._unlike("cholesky"):
             return False
-        return pays(observations, factors)
+        return pays(self, observations, factors)
 
     def _is_newton(self, training, factors):
         """Whether Newton's method fits: as asked, or because that costs less than epochs."""
@@ -276,7 +276,7 @@ class _MultiTaskSGD(TaskRelations, OnnxMixin, BaseEstimator):
             return self.solver == "newton"
         if self._asks_for_epochs() or self._unlike("newton") or not training[1].binary:
             return False
-        return linear_newton.pays(training[0], factors, self.loss)
+        return linear_newton.pays(self, training[0], factors)
 
     def _asks_for_epochs(self):
         asks = self.sampling != "uniform" or self.tol is None
@@ -639,8 +639,9 @@ class MultiTaskSGDRegressor(RegressorMixin, _MultiTaskSGD):
         the minimum only as its rate decays.
         ``"auto"`` takes ``"cholesky"`` where it applies and costs less than ten epochs of
         ``"saga"``, as it does up to some 250 features with as many samples a task, and ``"newton"``
-        where that costs less than twenty (3,000 for kinks and ``"poisson"``, whose
-        alternative is not there by then), unless ``tol=None`` or `sampling` asks for epochs; else
+        where that costs less than twenty (of either up to 200 where a weak penalty wants them, and
+        3,000 for kinks and ``"poisson"``, whose alternative is not there by then), unless
+        ``tol=None`` or `sampling` asks for epochs; else
         ``"dual"`` where the samples are fewer than the parameters (of a classifier, up to eight
         times as many), the penalty is strong, or some rows are much longer than others; else
         ``"saga"`` for a smooth loss and ``"sgd"`` for others. Where something is set that ``"sgd"``

@@ -17,12 +17,15 @@ from fastmtl.config import resolve_threads
 from fastmtl.estimators import label_weights, progress
 from fastmtl.evidence import padded, shared_part
 from fastmtl.kernels import empty_matrix
+from fastmtl.linear_problem import squared_lengths
 from fastmtl.row_blocks import machine_memory
 
 KEPT_BYTES = 1 << 28  # of Gram matrices; of more, each pass sums them again
 BLOCK_BYTES = 1 << 24  # of Gram matrices at a time, to find them in the cache
 ROUNDING = 16 * np.finfo(np.float64).eps
-EPOCHS = 10  # SAGA needs 4 on independent features, and 20 to 100 on real ones
+# Epochs that SAGA or the dual need: where it is easy, or by the steepness of losses beside alpha.
+EPOCHS, EPOCHS_BY_STEEPNESS, MOST_EPOCHS = 10, 3, 200
+FEW_A_PARAMETER, MANY_A_PARAMETER = 0.3, 3  # samples
 STEPS_SO_FAR = 20  # epochs after which SGD's default rate has settled, should `partial_fit` follow
 
 
@@ -204,10 +207,31 @@ def room_for(d, n_shared):
     return 8 * (2 * size**2 + 3 * pairs * padded(d) ** 2)
 
 
-def pays(observations, factors):
-    """Whether the direct solution costs less than `EPOCHS` epochs of SAGA."""
+def pays(model, observations, factors):
+    """Whether the direct solution costs less than the epochs that would take its place."""
     direct, epoch, fits_memory = costs(observations, factors)
-    return fits_memory and direct < EPOCHS * epoch
+    return fits_memory and beats_epochs(direct / epoch, EPOCHS, model, observations, factors)
+
+
+def beats_epochs(cost, easy, model, observations, factors):
+    """Whether a solution at the cost of so many epochs of SAGA is sooner done than by epochs.
+
+    There are few, `easy` at most, where the penalty is strong, where the samples are few beside the
+    parameters (for the dual), and of squared errors where they are many (for SAGA).
+    """
+    if cost < easy or cost >= MOST_EPOCHS:
+        return cost < easy
+    X, n = observations.X, len(observations.row)
+    mixing, kappa = factors
+    own = X.shape[1] * np.count_nonzero(kappa[np.diff(observations.task_start) > 0])
+    if sp.issparse(X):
+        own = min(own, n * X.nnz / max(X.shape[0], 1))
+    ratio = n / (mixing.shape[1] * X.shape[1] + own)
+    if ratio < FEW_A_PARAMETER or (model.loss == "squared_error" and ratio > MANY_A_PARAMETER):
+        return False
+    gain = np.mean(np.sum(mixing**2, axis=1) + kappa)
+    steep = model._smoothness() * gain * squared_lengths(X).mean() / (model.alpha * n)
+    return bool(cost < max(easy, EPOCHS_BY_STEEPNESS * steep))
 
 
 def costs(observations, factors):

@@ -23,6 +23,7 @@ from fastmtl.linear_direct import (
     EPOCHS,
     STEPS_SO_FAR,
     Solution,
+    beats_epochs,
     check_room,
     costs,
     problem_of,
@@ -252,18 +253,18 @@ def fit(model, training, state, factors, max_iter):
     return {"state": state, "n_iter": len(history), "best_iter": len(history), "history": history}
 
 
-def pays(observations, factors, loss):
-    """Whether Newton's method costs less than epochs would."""
+def pays(model, observations, factors):
+    """Whether Newton's method costs less than the epochs that would take its place."""
     direct, epoch, fits_memory = costs(observations, factors)
     n, filled = len(observations.row), observations.X.shape[1]
     if sp.issparse(observations.X):
         filled = observations.X.nnz / max(observations.X.shape[0], 1)
     step = direct + n * (NS_OF_LOSS + filled)
-    steps, epochs = (KINKED_STEPS if loss in KINKS else STEPS), 2 * EPOCHS
-    if LOSSES[loss][1] is None:
-        soon = loss in KINKS and n < observations.n_tasks * observations.X.shape[1]
-        epochs = DUAL_EPOCHS if soon else SGD_EPOCHS
-    return fits_memory and steps * step < epochs * epoch
+    cost = (KINKED_STEPS if model.loss in KINKS else STEPS) * step / epoch
+    if LOSSES[model.loss][1] is None:
+        soon = model.loss in KINKS and n < observations.n_tasks * observations.X.shape[1]
+        return fits_memory and cost < (DUAL_EPOCHS if soon else SGD_EPOCHS)
+    return fits_memory and beats_epochs(cost, 2 * EPOCHS, model, observations, factors)
 
 
 def takes(loss):

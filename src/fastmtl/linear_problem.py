@@ -270,7 +270,7 @@ def describe(model, observations, classes, state, factors, solver):
     samples["weight"] = weight[kept] / per_draw
 
     coupled = kind == "coupled"
-    lengths = _squared_lengths(X)[samples["row"]] + coupled
+    lengths = squared_lengths(X)[samples["row"]] + coupled
     common_gain, own_gain = (factors.mixing**2).sum(axis=1), factors.kappa
     bound = 1.0 if smoothness is None else smoothness
 
@@ -449,7 +449,7 @@ def _schedule(model, curvature, bound, settling, convexity):
     return (1.0 / decay, 1.0 / (decay * first), 1.0), bound
 
 
-def _squared_lengths(X):
+def squared_lengths(X):
     lengths = np.empty(X.shape[0])
     if sp.issparse(X):
         linear_sgd.squared_lengths(X.data, X.indptr.astype(np.int64, copy=False), lengths)
