@@ -104,7 +104,7 @@ def test_auto_takes_the_dual_for_more_features_than_samples():
     dual = estimator("hinge", solver="dual").fit(X, y, tasks=task)
     np.testing.assert_array_equal(auto.coef_, dual.coef_)
     observations = auto._observe(X, y, task, None, reset=True)
-    assert not pays(observations, TaskCoupling.mean().factor(3), "hinge")
+    assert not pays(auto, observations, TaskCoupling.mean().factor(3))
 
 
 @pytest.mark.parametrize("layout", ["float32", "csr", "threads", "far"])
