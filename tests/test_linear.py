@@ -505,8 +505,15 @@ def test_warm_start_continues():
 
 def test_max_iter_warns_and_history_falls():
     X, y, task = regression()
-    with pytest.warns(ConvergenceWarning, match="max_iter=2 epochs"):
-        MultiTaskSGDRegressor(solver="saga", tol=1e-10, max_iter=2).fit(X, y, tasks=task)
+    few = {"solver": "saga", "tol": 1e-10, "max_iter": 2}
+    with pytest.warns(ConvergenceWarning, match="max_iter=2 epochs; .* solver='cholesky', or"):
+        MultiTaskSGDRegressor(**few).fit(X, y, tasks=task)
+    with pytest.warns(ConvergenceWarning, match="raise max_iter or tol, or standardise X"):
+        MultiTaskSGDRegressor(**few, task_penalty="l1").fit(X, y, tasks=task)
+    with pytest.warns(ConvergenceWarning, match="take solver='newton', or standardise X"):
+        MultiTaskSGDClassifier(**few).fit(X, y > 0, tasks=task)
+    with pytest.warns(ConvergenceWarning, match="raise max_iter or tol, or standardise X"):
+        MultiTaskSGDClassifier(**few).fit(X, np.arange(len(X)) % 3, tasks=task)
     model = MultiTaskSGDRegressor(solver="saga", alpha=0.01, random_state=0).fit(X, y, tasks=task)
     values = [step["objective"] for step in model.history_]
     assert len(values) == model.n_iter_ > 3

@@ -34,6 +34,7 @@ from fastmtl.monitoring import Best, Epoch, as_callbacks
 from fastmtl.task_columns import ragged
 
 BLOCKS_PER_EPOCH = 16
+DIRECT = "cholesky", "newton"  # which do not mind how X is scaled
 WORTH_MERGING = 20  # multiplications of steps, for each number that threads merge
 
 
@@ -129,9 +130,11 @@ def train(model, training, held_out, state, factors, max_iter, *, partial=False)
             stacklevel=3,
         )
     if not (stopped or partial or model.tol is None):
+        exact = [f"take solver={name!r}, " for name in DIRECT if not model._unlike(name)]
+        exact = exact[:1] if training[1].binary else []
         warnings.warn(
             f"not converged to tol={model.tol:g} within max_iter={max_iter} epochs; raise max_iter "
-            "or tol, or standardise X",
+            f"or tol, {''.join(exact)}or standardise X",
             ConvergenceWarning,
             stacklevel=3,
         )
