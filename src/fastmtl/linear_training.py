@@ -130,11 +130,11 @@ def train(model, training, held_out, state, factors, max_iter, *, partial=False)
             stacklevel=3,
         )
     if not (stopped or partial or model.tol is None):
-        exact = [f"take solver={name!r}, " for name in DIRECT if not model._unlike(name)]
-        exact = exact[:1] if training[1].binary else []
+        direct = [f"take solver={name!r}, " for name in DIRECT if not model._unlike(name)]
+        direct = direct[:1] if training[1].binary else []
         warnings.warn(
             f"not converged to tol={model.tol:g} within max_iter={max_iter} epochs; raise max_iter "
-            f"or tol, {''.join(exact)}or standardise X",
+            f"or tol, {''.join(direct)}or standardise X",
             ConvergenceWarning,
             stacklevel=3,
         )
@@ -308,6 +308,7 @@ def _saga(problem, state, tol):
         )
 
     def pace(objective):
+        """Take the safe steps once the objective rises by more than is of interest."""
         nonlocal rate
         if objectives and not objective <= objectives[-1] * (1 + reachable) and rate > safe:
             rate = safe
