@@ -94,6 +94,13 @@ def test_saga_goes_on_until_the_least_is_near_under_a_weak_penalty_too(alpha):
     assert least * (1 - 1e-9) <= objective <= least * (1 + 2 * saga.tol)
 
 
+def test_a_sparse_x_without_entries_leaves_each_task_its_mean():
+    y, task = np.arange(500.0), np.arange(500) % 5
+    model = MultiTaskSGDRegressor(coupling="independent")
+    model.fit(sp.csr_matrix((500, 50)), y, tasks=task)
+    np.testing.assert_allclose(model.intercept_, 247.5 + np.arange(5), rtol=1e-6)
+
+
 def test_a_loss_that_can_be_zero_ends_saga():
     X = np.random.default_rng(0).normal(size=(20, 60))
     y = X[:, 0] + 2.0

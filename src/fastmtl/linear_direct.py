@@ -226,8 +226,9 @@ def beats_epochs(cost, easy, model, observations, factors):
     own = X.shape[1] * np.count_nonzero(kappa[np.diff(observations.task_start) > 0])
     if sp.issparse(X):
         own = min(own, n * X.nnz / max(X.shape[0], 1))
-    ratio = n / (mixing.shape[1] * X.shape[1] + own)
-    if ratio < FEW_A_PARAMETER or (model.loss == "squared_error" and ratio > MANY_A_PARAMETER):
+    n_parameters = mixing.shape[1] * X.shape[1] + own
+    many = model.loss == "squared_error" and n > MANY_A_PARAMETER * n_parameters
+    if many or n < FEW_A_PARAMETER * n_parameters:
         return False
     gain = np.mean(np.sum(mixing**2, axis=1) + kappa)
     steep = model._smoothness() * gain * squared_lengths(X).mean() / (model.alpha * n)

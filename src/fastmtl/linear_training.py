@@ -566,7 +566,7 @@ def _spreads(problem, state):
     of_classes = np.array([np.bincount(column, chance * has[task], stride) for has in has_class])
     of_tasks = np.bincount(own, chance, minlength=state.specific.size)
     return tuple(
-        np.divide(1.0, c, out=np.zeros_like(c), where=c > 0).astype(dtype)
+        np.divide(1.0, c, out=np.zeros(c.shape), where=c > 0).astype(dtype)
         for c in (of_classes, of_tasks)
     )
 
