@@ -9,6 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from scipy import stats
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.model_selection import GridSearchCV
@@ -110,7 +111,8 @@ def test_without_a_trunk_it_is_the_linear_model(coupling):
     X, y, tasks = regression(n=200)
     if coupling == "mean":
         coupling = TaskCoupling.mean(0.5)
-    X = np.column_stack([X, np.ones(len(X))])  # so that the linear model shrinks its intercepts
+    y -= y.mean()  # so that the linear model shrinks its intercepts to where networks shrink theirs
+    X = np.column_stack([X, np.ones(len(X))])
     network = MultiTaskNetworkRegressor(
         trunk=[],
         coupling=coupling,
@@ -129,6 +131,67 @@ def test_without_a_trunk_it_is_the_linear_model(coupling):
     np.testing.assert_allclose(
         np.column_stack([network.coef_, network.intercept_]), linear.coef_, atol=1e-5
     )
+
+
+SCALES = [("squared_error", 1e4, 2e3), ("squared_error", 0.0, 1e-5), ("huber", 1e4, 2e3)]
+SCALES += [("quantile", -1e4, 2e3), ("poisson", 0.0, 1e4)]
+
+
+@pytest.mark.parametrize(("loss", "shift", "scale"), SCALES)
+def test_targets_of_any_unit_fit_alike(loss, shift, scale):
+    X, y, tasks = regression(n=240)
+    y, first = y + 2, tasks < 2  # a task comes later
+    settings = {"loss": loss, "dtype": "float64", "quantile": 0.7, "warm_start": True}
+
+    def fitted(y, delta):
+        model = small(**settings, huber_delta=delta)
+        model.partial_fit(X[first], y[first], tasks=tasks[first]).partial_fit(X, y, tasks=tasks)
+        return pickle.loads(pickle.dumps(model.fit(X, y, tasks=tasks)))
+
+    want, got = fitted(y, 0.5), fitted(shift + scale * y, 0.5 * scale)
+    for asked in (tasks, np.full(240, 9)):
+        predicted = want.predict(X, tasks=asked)
+        np.testing.assert_allclose(
+            got.predict(X, tasks=asked), shift + scale * predicted, rtol=1e-9
+        )
+        assert np.std(predicted) > 0.1
+    np.testing.assert_allclose(got.transform(X), want.transform(X), rtol=1e-7, atol=1e-9)
+    if loss != "poisson":
+        own = got.transform(X) @ got.coef_.T + got.intercept_
+        np.testing.assert_allclose(own[np.arange(240), tasks], got.predict(X, tasks=tasks))
+        np.testing.assert_allclose(got.coef_, scale * want.coef_)
+
+
+def test_learned_relations_are_those_of_standardised_targets():
+    X, y, tasks = regression(n=240)
+    settings = {"coupling": "learn", "dtype": "float64", "max_iter": 6}
+    want, got = (small(**settings).fit(X, v, tasks=tasks) for v in (y, 1e4 + 2048 * y))
+    np.testing.assert_allclose(got.task_covariance_, want.task_covariance_, rtol=1e-6)
+
+
+@pytest.mark.parametrize("y", [np.zeros(40), np.full(40, 1e4)])
+def test_a_constant_target_is_predicted(y):
+    X = np.random.default_rng(0).normal(size=(40, 2))
+    for loss in ("squared_error", "poisson"):
+        model = small(loss=loss, max_iter=200, learning_rate_init=0.01).fit(X, y)
+        np.testing.assert_allclose(model.predict(X), y, rtol=0.05, atol=0.05)
+
+
+def test_one_unit_serves_all_numbers_of_a_network_of_several_kinds():
+    X, Y = several()
+    Y = np.column_stack([1e4 + 2e3 * Y[:, :2], Y[:, 0] > 0, 1e3 * np.exp(Y[:, 0])])
+    losses = ["squared_error", "huber", "log_loss", "poisson"]
+    model = MultiTaskNetwork(loss=losses, huber_delta=2e3, random_state=0, max_iter=60).fit(X, Y)
+    units = model.get_weights()["targets"]
+    numbers = Y[:, :2]
+    np.testing.assert_allclose(units[0], [numbers.std(), numbers.mean()])
+    np.testing.assert_allclose(units[1], [1, np.log(Y[:, 3].mean())])
+    guess = model.predict(X)
+    assert (((guess - Y) ** 2).mean(axis=0) < 0.05 * Y.var(axis=0))[[0, 1, 3]].all()
+    assert (guess[:, 2] == Y[:, 2]).mean() > 0.95
+    other = clone(model).set_params(max_iter=1).fit(X, Y + [5, 5, 0, 5])
+    other.set_weights(model.get_weights())
+    np.testing.assert_array_equal(other.predict(X), guess)
 
 
 def test_it_learns_what_a_linear_model_cannot():
@@ -385,6 +448,7 @@ def several(n=200):
 
 def test_gradnorm_makes_gradients_as_long_as_what_is_left_to_learn_asks():
     X, Y = several()
+    Y = stats.zscore(Y, axis=None)
     settings = {"trunk": [Dense(8, "tanh"), Dense(5, "tanh")], "dtype": "float64", "alpha": 0.0}
     start = small(**settings, learning_rate_init=1e-300, max_iter=1).fit(X, Y)
     once = small(**settings, task_weight="gradnorm", max_iter=1).fit(X, Y)
@@ -403,7 +467,7 @@ def test_a_step_of_pcgrad_is_the_sum_of_projected_gradients():
     X, Y = several()
     settings = {"trunk": [Dense(8, "tanh")], "coupling": "independent", "dtype": "float64"}
     settings |= {"solver": "sgd", "alpha": 0.0, "batch_size": 200, "max_iter": 1}
-    Y = Y[:, :2] * [1, -1]  # two tasks, so that the order of projections is one
+    Y = stats.zscore(Y[:, :2] * [1, -1], axis=None)  # two: the order of projections is one
     before = small(**settings, learning_rate_init=1e-300).fit(X, Y)
     after = small(**settings, learning_rate_init=0.1, gradient_surgery="pcgrad").fit(X, Y)
     trunk = slice(0, before._state.trunk.n_parameters)
@@ -434,7 +498,8 @@ def test_learned_weights_are_half_the_inverse_of_each_tasks_loss():
     # Poisson's loss can be negative; the weight is that of its excess over a perfect fit.
     counts = np.random.default_rng(0).poisson(30, size=(200, 1)) + 0.0
     history = small(task_weight="uncertainty", loss="poisson", max_iter=3).fit(X, counts).history_
-    perfect = (counts - counts * np.log(counts)).mean()
+    rates = counts / counts.mean()
+    perfect = (rates - rates * np.log(rates)).mean()
     want = 0.5 / (history[0]["task_loss"] - perfect)
     np.testing.assert_allclose(history[1]["task_weight"], want, rtol=1e-10)
 
@@ -517,7 +582,9 @@ def test_weights_go_out_and_in():
         "shared_intercept",
         "own",
         "own_intercept",
+        "targets",
     ]
+    np.testing.assert_allclose(weights["targets"][0], [y.std(), y.mean()])
     other.set_weights(weights)
     np.testing.assert_array_equal(other.predict(X, tasks=tasks), model.predict(X, tasks=tasks))
     with pytest.raises(ValueError, match="has shape"):
@@ -545,18 +612,20 @@ def test_an_unseen_task_gets_the_shared_head():
     model = small().fit(X, y, tasks=tasks)
     weights = model.get_weights()
     want = model.transform(X) @ weights["shared"][0, 0] + weights["shared_intercept"][0, 0]
+    want = want * y.std() + y.mean()
     np.testing.assert_allclose(model.predict(X, tasks=np.full(120, 9)), want, atol=1e-5)
     model.set_params(unseen_tasks="error")
     with pytest.raises(ValueError, match="not in training"):
         model.predict(X, tasks=np.full(120, 9))
 
 
-def test_independent_heads_predict_and_score_an_unseen_task_zero():
+def test_independent_heads_predict_the_mean_for_an_unseen_task():
     X, y, tasks = regression()
     model = small(coupling="independent").fit(X, y, tasks=tasks)
     want = np.einsum("nf,nf->n", model.transform(X), model.coef_[tasks]) + model.intercept_[tasks]
     np.testing.assert_allclose(model.predict(X, tasks=tasks), want, atol=1e-5)
-    np.testing.assert_array_equal(model.predict(X, tasks=np.full(120, 9)), np.zeros(120))
+    unseen = model.predict(X, tasks=np.full(120, 9))
+    np.testing.assert_array_equal(unseen, np.full(120, y.mean(), np.float32))
 
 
 def test_it_can_be_cloned_and_pickled():

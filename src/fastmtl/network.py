@@ -17,7 +17,7 @@ from sklearn.utils.validation import check_is_fitted
 from fastmtl.estimators import check_number, in_form, score_in_form
 from fastmtl.linear import MultiTaskSGDClassifier
 from fastmtl.network_base import NetworkBase, documented
-from fastmtl.network_training import LOSSES, SOFTMAX
+from fastmtl.network_state import LOSSES, SOFTMAX
 from fastmtl.observations import Classes, encode_classes, query
 
 __all__ = ["MultiTaskNetwork", "MultiTaskNetworkClassifier", "MultiTaskNetworkRegressor"]
@@ -113,7 +113,12 @@ class MultiTaskNetworkRegressor(RegressorMixin, _WithLosses):
     rows and follows the gradient of the sum of the losses of all their labels, divided by the
     number of rows, plus ``alpha (½ Σ_r ‖s_r‖² + ½ Σ_t ‖v_t‖² / κ_t)`` over the heads (intercepts
     included) and ``weight_decay ½ ‖W‖²`` over the trunk's weights (biases left out).
-    Standardise X, and y where its scale is far from 1.
+
+    All this is on standardised targets: y less the mean of all labels, divided by their standard
+    deviation, of the first batch with :meth:`partial_fit`; with ``"poisson"`` y divided by its mean
+    alone. So y may be in any unit, and `predict`, ``coef_`` and ``intercept_`` are in it; `alpha`,
+    `tol` and ``history_`` are not. Tasks that are in different units want to be standardised each
+    by its own. X wants to be standardised too.
 
     Parameters
     ----------
@@ -138,10 +143,10 @@ class MultiTaskNetworkRegressor(RegressorMixin, _WithLosses):
         C = B Bᵀ + diag(κ), and the same scaled to a diagonal of ones.
     n_tasks_, n_iter_, n_features_in_ : int
     history_ : list of dict
-        Of each epoch: ``loss`` (weighted sum over the labels, divided by the rows), ``task_loss``
-        (means by task), ``gradient_norms`` (by layer, then the heads; of the last batch),
-        ``learning_rate``, ``seconds``; with early stopping ``validation_loss`` and
-        ``validation_task_loss``; and ``task_weight`` where it is learned.
+        Of each epoch, on standardised targets: ``loss`` (weighted sum over the labels, divided by
+        the rows), ``task_loss`` (means by task), ``gradient_norms`` (by layer, then the heads; of
+        the last batch), ``learning_rate``, ``seconds``; with early stopping ``validation_loss``
+        and ``validation_task_loss``; and ``task_weight`` where it is learned.
 
     {references}
 
@@ -382,6 +387,7 @@ class MultiTaskNetwork(_WithLosses):
     Trunk, heads and training are those of :class:`MultiTaskNetworkRegressor`. A task with
     ``"log_loss"`` has a softmax over its own classes, which are numbers in y; the others have one
     output. The shared heads are shared among the regression tasks, and by class among the others.
+    One mean and one standard deviation serve all regression tasks but Poisson's, one mean those.
     A coupling that is learned needs losses of one kind, and unseen tasks are always refused.
 
     Parameters

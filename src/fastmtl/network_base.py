@@ -17,13 +17,11 @@ from fastmtl.coupling import TaskRelations, resolve_coupling
 from fastmtl.estimators import OnnxMixin, check_number, check_word, rowwise_scores, task_weights
 from fastmtl.layers import Dense
 from fastmtl.network_relations import evidence_of
-from fastmtl.network_state import named_views, start
+from fastmtl.network_state import LOSSES, SOFTMAX, named_views, start
 from fastmtl.network_training import (
     LEARNED,
-    LOSSES,
     OPTIMISERS,
     PREDICT_BATCH,
-    SOFTMAX,
     split_lengths,
     train,
 )
@@ -332,7 +330,9 @@ class NetworkBase(OnnxMixin, TaskRelations, TransformerMixin, BaseEstimator):
             ``"<line>.<layer>.<name>"`` for the trunk, in the order of its layers; ``"shared"`` and
             ``"shared_intercept"``, the heads' s_r as (R, n_outputs, n_features) and (R, n_outputs);
             ``"own"`` and ``"own_intercept"``, the v_t divided by sqrt(κ_t), one row per output of
-            each task (absent where every κ is 0).
+            each task (absent where every κ is 0). Of regression, ``"targets"``, (2, 2): what the
+            heads' outputs are multiplied by and then shifted by, for numbers and for logarithms of
+            rates. All else is in the units of standardised targets.
         """
         check_is_fitted(self, "_state")
         return {name: view.copy() for name, view in named_views(self._state).items()}
@@ -360,7 +360,7 @@ class NetworkBase(OnnxMixin, TaskRelations, TransformerMixin, BaseEstimator):
         for name, value in weights.items():
             if name not in views:
                 raise ValueError(f"weights has {name!r}; the names are {', '.join(views)}")
-            value = np.asarray(value, dtype=self._state.parameters.dtype)
+            value = np.asarray(value, dtype=views[name].dtype)
             if value.shape != views[name].shape:
                 raise ValueError(
                     f"weights[{name!r}] has shape {value.shape}; pass shape {views[name].shape}"
@@ -373,13 +373,14 @@ class NetworkBase(OnnxMixin, TaskRelations, TransformerMixin, BaseEstimator):
         return self
 
     def _weights(self):
-        return self._state.head_weights()
+        return self._state.in_units(self._state.head_weights())
 
     def _shared_weights(self):
         H, intercept = self._state.heads()
         R, K = self._state.n_shared, self._state.n_classes
         table = np.column_stack([H, intercept])[: R * K].reshape(R, K, H.shape[1] + 1)
-        return np.einsum("r,rkf->kf", self.mixing_.mean(axis=0), table)
+        shared = np.einsum("r,rkf->kf", self.mixing_.mean(axis=0), table)
+        return self._state.in_units(shared.astype(H.dtype), [0] * K)
 
     @property
     def coef_(self):
@@ -408,7 +409,7 @@ class NetworkBase(OnnxMixin, TaskRelations, TransformerMixin, BaseEstimator):
         weights = self._weights()
         if queries.task is None:
             return queries, features @ weights[:, :-1].T + weights[:, -1]
-        shared = self._shared_weights().astype(weights.dtype)
+        shared = self._shared_weights()
         if self._one_output:
             return queries, rowwise_scores(features, np.vstack([weights, shared]), queries.task)
         state = self._state

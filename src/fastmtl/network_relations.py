@@ -53,7 +53,8 @@ def learn_factors(problem, task_weight, learning, rng):
     if loss == "log":
         targets = families(observations, classes, weight)
     else:
-        targets = [(classes.code, weight)]
+        y = classes.code if loss == "poisson" else state.standardised(classes.code, task)
+        targets = [(y, weight)]
     targets = [(y[chosen], w[chosen]) for y, w in targets if w.any()]
     starts = np.concatenate([[0], np.cumsum(np.minimum(counts, LABELS))])
     learned = learn_relations(features, at, starts, targets, loss, "coupled", rank=learning.rank)

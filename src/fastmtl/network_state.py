@@ -9,6 +9,9 @@ import numpy as np
 from fastmtl.coupling import Factors, resolve_coupling
 from fastmtl.layers import Trunk, blocks, compile_trunk, initial_parameters
 
+LOSSES = {"squared_error": 0, "huber": 1, "quantile": 4, "poisson": 5, "log_loss": 9}
+SOFTMAX = 100
+
 
 @dataclass
 class State:
@@ -22,6 +25,8 @@ class State:
     head_row: np.ndarray
     head_mix: np.ndarray
     n_classes: int
+    kind: np.ndarray  # of each output: 0 a class, 1 a number, 2 the logarithm of a rate
+    units: np.ndarray  # of each kind: what outputs are multiplied by, then shifted by
     steps: int = 0
     epochs: int = 0
     learned: bool = False  # whether B and κ were
@@ -48,8 +53,43 @@ class State:
         own = np.einsum("je,je->j", self.head_mix, intercept[self.head_row])
         return np.column_stack([weights, own])
 
+    def in_units(self, weights, outputs=slice(None)):
+        """Weights of these outputs as they are on targets that were not standardised."""
+        scale, shift = self.units[self.kind[outputs]].astype(weights.dtype).T
+        weights = weights * scale[:, None]
+        weights[:, -1] += shift
+        return weights
 
-def lay_out(trunk, shapes, factors, head_start, head_class, n_classes, dtype):
+    def standardised(self, target, task):
+        """What is trained on: numbers of mean 0 and scale 1, rates of mean 1, or class codes."""
+        kind = self.kind[self.head_start[task]]
+        scale, shift = self.units[kind].T
+        rate = np.exp(np.where(kind == 2, shift, 0.0))
+        return np.where(kind == 2, target / rate, (target - shift) / scale)
+
+
+def target_units(kind, target, weight):
+    """(scale, shift) of classes, numbers and rates, from labels of these kinds."""
+    units = np.array([[1.0, 0.0]] * 3)
+    for k in (1, 2):
+        own = (kind == k) & (weight > 0)
+        if not own.any():
+            continue
+        mean = np.average(target[own], weights=weight[own])
+        if k == 1:
+            gap = target[own] - mean
+            most = np.abs(gap).max()
+            if most > 1e-12 * abs(mean):  # else a constant, but for rounding
+                scale = most * np.sqrt(np.average((gap / most) ** 2, weights=weight[own]))
+            else:
+                scale = abs(mean) or 1.0
+            units[1] = scale, mean
+        elif mean > 0:
+            units[2] = 1.0, np.log(mean)
+    return units
+
+
+def lay_out(trunk, shapes, factors, head_start, head_class, n_classes, dtype, kind, units):
     """A state whose parameters are all zero."""
     n_shared, n_heads = factors.mixing.shape[1], len(head_class)
     owner = np.repeat(np.arange(len(factors.kappa)), np.diff(head_start))
@@ -74,6 +114,8 @@ def lay_out(trunk, shapes, factors, head_start, head_class, n_classes, dtype):
         np.ascontiguousarray(row, dtype=np.int64),
         np.ascontiguousarray(mix, dtype=dtype),
         n_classes,
+        kind,
+        units,
     )
 
 
@@ -94,7 +136,15 @@ def start(model, observations, classes, shapes, previous, rng):
     head_start = np.concatenate([[0], np.cumsum(widths)]).astype(np.int64)
     trunk = compile_trunk(model._layers(), shapes) if previous is None else previous.trunk
     dtype = np.dtype(model.dtype)
-    state = lay_out(trunk, shapes, factors, head_start, head_class, n_classes, dtype)
+    codes = model._loss_codes(observations, classes)
+    kind = np.where(codes >= LOSSES["log_loss"], 0, np.where(codes == LOSSES["poisson"], 2, 1))
+    if previous is None:
+        task = observations.task
+        units = target_units(kind[task], classes.code, observations.weight)
+    else:
+        units = previous.units.copy()
+    kind = np.repeat(kind, widths)
+    state = lay_out(trunk, shapes, factors, head_start, head_class, n_classes, dtype, kind, units)
     state.parameters[: trunk.n_parameters] = initial_parameters(trunk, rng)
     H = state.heads()[0]
     scale = 1 / np.sqrt(H.shape[1] * state.head_mix.shape[1])
@@ -129,6 +179,8 @@ def recoupled(state, factors):
         state.head_class,
         state.n_classes,
         state.parameters.dtype,
+        state.kind,
+        state.units,
     )
     new = replace(new, steps=state.steps, epochs=state.epochs, learned=True)
     n_trunk = state.trunk.n_parameters
@@ -175,6 +227,8 @@ def named_views(state):
         found["shared_intercept"] = intercept[:cut].reshape(state.n_shared, state.n_classes)
     if len(H) > cut:
         found["own"], found["own_intercept"] = H[cut:], intercept[cut:]
+    if state.kind.any():
+        found["targets"] = state.units[1:]
     return found
 
 

@@ -19,10 +19,8 @@ from fastmtl.config import resolve_threads
 from fastmtl.coupling import resolve_coupling
 from fastmtl.estimators import progress
 from fastmtl.network_relations import learn_factors
-from fastmtl.network_state import recoupled
+from fastmtl.network_state import LOSSES, recoupled
 
-LOSSES = {"squared_error": 0, "huber": 1, "quantile": 4, "poisson": 5, "log_loss": 9}
-SOFTMAX = 100
 OPTIMISERS = {"sgd": 0, "momentum": 1, "nesterov": 2, "adam": 3, "adamw": 3}
 WORK_PER_CALL = 3_000_000_000  # multiply-adds, a fraction of a second, so that Ctrl-C is heard
 PREDICT_BATCH = 256
@@ -45,7 +43,7 @@ class Training:
         sample_row, first = np.unique(row, return_index=True)
         self.model = model
         self.task = np.ascontiguousarray(observations.task[by_row])
-        self.target = np.ascontiguousarray(classes.code[by_row], dtype=np.float64)
+        self.target = state.standardised(classes.code[by_row].astype(np.float64), self.task)
         self.weight = observations.weight[by_row]
         self.start = np.append(first, len(row)).astype(np.int64)
         self.n_tasks = observations.n_tasks
@@ -55,6 +53,8 @@ class Training:
         X, lengths = split_lengths(observations.X, state, has_lengths)
         codes = model._loss_codes(observations, classes)
         self.poisson = codes == LOSSES["poisson"]
+        parameters = model._loss_parameters(codes)
+        parameters[codes == LOSSES["huber"]] /= state.units[1, 0]  # a delta is in units of y
         widths = np.diff(state.head_start)[self.task]
         self.fixed = {
             "layers": state.trunk.table,
@@ -66,7 +66,7 @@ class Training:
             "target": self.target,
             "head_start": state.head_start,
             "loss": codes,
-            "loss_parameter": model._loss_parameters(codes),
+            "loss_parameter": parameters,
             "head_offset": state.trunk.n_parameters,
             "max_outputs": int(np.add.reduceat(widths, self.start[:-1]).max()),
             "n_threads": resolve_threads(model.n_threads),
@@ -392,7 +392,7 @@ def _diverged(model, state, before, epoch):
     remedies = [f"lower learning_rate_init (now {model.learning_rate_init:g})"]
     if model.clip_norm is None:
         remedies.append("set clip_norm, for example to 1.0")
-    remedies.append("standardise X and y")
+    remedies.append("standardise X")
     return f"training diverged in epoch {epoch + 1}: {where}; {', or '.join(remedies)}"
 
 

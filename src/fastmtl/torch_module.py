@@ -72,11 +72,13 @@ class NetworkModule(nn.Module):
         self.table = [[int(v) for v in row] for row in table]
         self.shapes = shapes
         self.layers = nn.ModuleList(layers)
-        H, intercept, mix, row = heads
+        H, intercept, mix, row, scale, shift = heads
         self.head = nn.Parameter(H)
         self.head_intercept = nn.Parameter(intercept)
         self.register_buffer("mix", mix)
         self.register_buffer("row", row)
+        self.register_buffer("scale", scale)
+        self.register_buffer("shift", shift)
 
     def features(self, X, lengths=None):
         """The trunk's features, (n, n_features)."""
@@ -102,7 +104,7 @@ class NetworkModule(nn.Module):
     def forward(self, X, lengths=None):
         weights = torch.einsum("je,jef->jf", self.mix, self.head[self.row])
         intercept = (self.mix * self.head_intercept[self.row]).sum(1)
-        return self.features(X, lengths) @ weights.T + intercept
+        return (self.features(X, lengths) @ weights.T + intercept) * self.scale + self.shift
 
 
 def build(model):
@@ -141,8 +143,9 @@ def build(model):
             layer = _Recurrent(_recurrent(row, own, dtype), bool(row[12]))
         layers.append(layer)
     H, intercept = state.heads()
-    heads = (tensor(H), tensor(intercept), tensor(state.head_mix), tensor(state.head_row))
-    return NetworkModule(trunk.table, trunk.shapes, layers, heads)
+    units = state.units[state.kind].astype(H.dtype).T
+    heads = (H, intercept, state.head_mix, state.head_row, *units)
+    return NetworkModule(trunk.table, trunk.shapes, layers, [tensor(part) for part in heads])
 
 
 def _recurrent(row, own, dtype):
