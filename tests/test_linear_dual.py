@@ -10,7 +10,7 @@ from fastmtl import (
     MultiTaskSGDClassifier,
     MultiTaskSGDRegressor,
     TaskCoupling,
-    linear,
+    linear_direct,
     linear_newton,
 )
 
@@ -24,6 +24,11 @@ def data(n=300, d=6, n_tasks=4, seed=0):
     weights = rng.normal(size=d) + 0.5 * rng.normal(size=(n_tasks, d))
     score = np.einsum("ij,ij->i", X, weights[task]) + 0.5 * task
     return X, np.where(score + rng.logistic(size=n) > 0.5, 1, 0), task
+
+
+def by_epochs_alone(monkeypatch):
+    for module in (linear_newton, linear_direct):
+        monkeypatch.setattr(module, "price", lambda *_, **__: np.inf)
 
 
 def parameters(model):
@@ -106,7 +111,7 @@ def test_an_objective_that_stays_infinite_is_said():
 
 
 def test_auto_takes_it_where_rows_are_of_unlike_lengths(monkeypatch):
-    monkeypatch.setattr(linear_newton, "pays", lambda *_: False)
+    by_epochs_alone(monkeypatch)
     X, y, task = data()
     X = X * np.exp(2 * np.random.default_rng(0).normal(size=(len(X), 1)))
     given = {"alpha": 0.01, "random_state": 0, "max_iter": 5000}
@@ -117,7 +122,7 @@ def test_auto_takes_it_where_rows_are_of_unlike_lengths(monkeypatch):
 
 @pytest.mark.parametrize("loss", ["log_loss", "squared_hinge", "hinge"])
 def test_auto_takes_it_for_classifiers_of_few_samples_a_parameter(loss, monkeypatch):
-    monkeypatch.setattr(linear_newton, "pays", lambda *_: False)
+    by_epochs_alone(monkeypatch)
     X, y, task = data(n=300, d=30)
     given = {"loss": loss, "alpha": 1e-4, "random_state": 0, "max_iter": 20_000}
     auto = MultiTaskSGDClassifier(**given).fit(X, y, tasks=task)
@@ -128,8 +133,7 @@ def test_auto_takes_it_for_classifiers_of_few_samples_a_parameter(loss, monkeypa
 
 @pytest.mark.parametrize("loss", ["squared_error", "huber", "quantile", "epsilon_insensitive"])
 def test_auto_takes_it_for_regressions_of_fewer_samples_than_parameters(loss, monkeypatch):
-    for module in (linear_newton, linear):
-        monkeypatch.setattr(module, "pays", lambda *_: False)
+    by_epochs_alone(monkeypatch)
     X, _, task = data(n=150, d=60)
     y = X @ np.random.default_rng(2).normal(size=60)
     given = {"loss": loss, "alpha": 1e-4, "random_state": 0, "max_iter": 20_000}

@@ -226,7 +226,7 @@ def test_an_interrupted_fit_keeps_what_it_has(monkeypatch):
         return aim(self, point)
 
     monkeypatch.setattr(linear_newton.Newton, "aim", interrupted)
-    with pytest.warns(ConvergenceWarning, match="kept are the parameters of step 2"):
+    with pytest.warns(ConvergenceWarning, match="kept are the parameters of epoch 2"):
         model = estimator("log_loss").fit(X, y, tasks=task)
     monkeypatch.undo()
     with pytest.warns(ConvergenceWarning):

@@ -30,7 +30,6 @@ from fastmtl.estimators import (
     score_in_form,
     unchanged_on_error,
 )
-from fastmtl.linear_direct import pays
 from fastmtl.linear_problem import LOSSES, SOFTMAX, columns_worth_keeping, constant_score
 from fastmtl.linear_relations import LinearRelations, adapt_task, learn_linear
 from fastmtl.linear_state import State, carry, zero_vectors
@@ -262,23 +261,15 @@ class _MultiTaskSGD(TaskRelations, OnnxMixin, BaseEstimator):
         known = known or self.solver == "dual"
         return known and self.alpha > 0 and self.shared_penalty == self.task_penalty == "l2"
 
-    def _is_direct(self, observations, factors):
-        """Whether the fit is solved directly: as asked, or because that costs less than epochs."""
+    def _exact(self, classes):
+        """The solver without epochs that was asked for or that "auto" may take, if any."""
         if self.solver != "auto":
-            return self.solver == "cholesky"
-        if self._asks_for_epochs() or self._unlike("cholesky"):
-            return False
-        return pays(self, observations, factors)
-
-    def _is_newton(self, training, factors):
-        """Whether Newton's method fits: as asked, or because that costs less than epochs."""
-        if self.solver != "auto":
-            return self.solver == "newton"
-        if self._asks_for_epochs() or self._unlike("newton") or not training[1].binary:
-            return False
-        if self.loss == "squared_error":  # what costs one such solution too much costs eight
-            return False
-        return linear_newton.pays(self, training[0], factors)
+            return self.solver
+        if self._asks_for_epochs():
+            return None
+        if not self._unlike("cholesky"):
+            return "cholesky"
+        return "newton" if classes.binary and not self._unlike("newton") else None
 
     def _asks_for_epochs(self):
         asks = self.sampling != "uniform" or self.tol is None
@@ -646,7 +637,9 @@ class MultiTaskSGDRegressor(RegressorMixin, _MultiTaskSGD):
         ``tol=None`` or `sampling` asks for epochs; else
         ``"dual"`` where the samples are fewer than the parameters (of a classifier, up to eight
         times as many), the penalty is strong, or some rows are much longer than others; else
-        ``"saga"`` for a smooth loss and ``"sgd"`` for others. Where something is set that ``"sgd"``
+        ``"saga"`` for a smooth loss and ``"sgd"`` for others. Where ``"saga"`` or the dual spent
+        what the exact solution takes, or `max_iter` epochs, in vain, it goes on to that
+        (``"solver"`` in `history_`). Where something is set that ``"sgd"``
         alone has, it takes that: `sampling` by task, `learning_rate`, `eta0`, `average`,
         `clip_gradient` or (unless solved directly) `n_threads`. `partial_fit` always uses
         ``"sgd"``.
@@ -672,7 +665,7 @@ class MultiTaskSGDRegressor(RegressorMixin, _MultiTaskSGD):
     quantile : float, default=0.5
         The quantile of ``loss="quantile"``, in (0, 1).
     max_iter : int, default=1000
-        The most epochs.
+        The most epochs, or steps of ``"newton"``.
     tol : float or None, default=1e-4
         ``"sgd"`` stops when the objective's relative change stays within `tol` for
         `n_iter_no_change` epochs; ``"saga"`` when the length of the objective's gradient is `tol`
@@ -752,7 +745,7 @@ class MultiTaskSGDRegressor(RegressorMixin, _MultiTaskSGD):
         (Ctrl-C, which keeps the best epoch so far and warns) chose an earlier one. Of epochs that
         are short beside a copy of the parameters, not each is there to be kept by an interrupt.
     history_ : list of dict
-        ``epoch``, ``objective``, ``seconds`` since the start, and with early stopping
+        ``epoch``, ``solver``, ``objective``, ``seconds`` since the start, and with early stopping
         ``validation_loss``, after each epoch. The objective is exact where it decides when to stop;
         with early stopping, ``tol=None`` or ``sampling="block"`` its loss is the mean met on the
         way.

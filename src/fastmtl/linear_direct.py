@@ -173,10 +173,13 @@ def problem_of(model, training):
     return Ridge(observations, classes.code, weight, model._intercept_kind(), n_threads)
 
 
-def fit(model, training, state, factors, problem=None):
-    """Put the minimum into `state`; returns what `linear_training.train` does."""
-    began = time.perf_counter()
-    bar = progress(1) if model.verbose else None
+def fit(model, training, state, factors, max_iter=1, history=(), problem=None):
+    """Put the minimum into `state`; returns what `linear_training.train` does.
+
+    `history` has the epochs that another solver took before.
+    """
+    history, began = gone_on(history)
+    bar = progress(1, "solution") if model.verbose else None
     observations, d = training[0], training[0].X.shape[1]
     check_room(d, factors.mixing.shape[1], "cholesky")
     problem = problem or problem_of(model, training)
@@ -184,12 +187,22 @@ def fit(model, training, state, factors, problem=None):
     solution = problem.solve(factors, model.alpha * total)
     put(solution, state, d)
     state.steps += STEPS_SO_FAR * len(observations.row)
-    objective = max(solution.value, 0.0) / total
-    history = [{"epoch": 1, "objective": objective, "seconds": time.perf_counter() - began}]
+    history.append(entry(history, "cholesky", max(solution.value, 0.0) / total, began))
     if bar is not None:
         bar.update()
         bar.close()
-    return {"state": state, "n_iter": 1, "best_iter": 1, "history": history}
+    return {"state": state, "n_iter": len(history), "best_iter": len(history), "history": history}
+
+
+def gone_on(history):
+    """The epochs so far, to be added to, and when the first of them began."""
+    return list(history), time.perf_counter() - (history[-1]["seconds"] if history else 0.0)
+
+
+def entry(history, solver, objective, began):
+    seconds = time.perf_counter() - began
+    given = {"epoch": len(history) + 1, "objective": objective, "seconds": seconds}
+    return {**given, "solver": solver}
 
 
 def check_room(d, n_shared, solver):
@@ -209,8 +222,14 @@ def room_for(d, n_shared):
 
 def pays(model, observations, factors):
     """Whether the direct solution costs less than the epochs that would take its place."""
-    direct, epoch, fits_memory = costs(observations, factors)
-    return fits_memory and beats_epochs(direct / epoch, EPOCHS, model, observations, factors)
+    cost = price(model, observations, factors)
+    return beats_epochs(cost, EPOCHS, model, observations, factors)
+
+
+def price(model, observations, factors, *, hard=False):
+    """How many epochs of SAGA cost as much, `hard` or not; infinitely many where memory lacks."""
+    direct, epoch = costs(observations, factors)
+    return direct / epoch
 
 
 def beats_epochs(cost, easy, model, observations, factors):
@@ -236,7 +255,7 @@ def beats_epochs(cost, easy, model, observations, factors):
 
 
 def costs(observations, factors):
-    """Of the direct solution and of an epoch of SAGA, and whether the former fits into memory.
+    """Of the direct solution, infinite where memory lacks, and of an epoch of SAGA.
 
     Nanoseconds on one core, by measurements: a sample's share of a Gram matrix, the elimination of
     a task, the sums and the system of the shared part; and SAGA's step.
@@ -252,5 +271,6 @@ def costs(observations, factors):
     passes = 1 + (8 * n_tasks * p**2 > KEPT_BYTES)
     pairs = (n_shared + 1) * (n_shared + 2) / 2
     direct = passes * n * sample + n_tasks * (0.1 * p**3 + 0.1 * pairs * p**2) + 0.01 * size**3
-    fits_memory = room_for(d, n_shared) < machine_memory() / 4
-    return direct, n * (n_shared + 1) * step, fits_memory
+    if room_for(d, n_shared) >= machine_memory() / 4:
+        direct = np.inf
+    return direct, n * (n_shared + 1) * step

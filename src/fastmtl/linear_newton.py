@@ -8,7 +8,6 @@ and a line search keeps the objective falling. Losses with kinks take the steps 
 
 from __future__ import annotations
 
-import time
 import warnings
 from dataclasses import dataclass, replace
 
@@ -26,6 +25,8 @@ from fastmtl.linear_direct import (
     beats_epochs,
     check_room,
     costs,
+    entry,
+    gone_on,
     problem_of,
     put,
 )
@@ -43,7 +44,7 @@ CURVATURES = {
     "log_loss": lambda y, value, slope, parameter: np.abs(slope) * (1.0 - np.abs(slope)),
 }
 STEPS = 8  # that a fit takes, give or take three
-KINKED_STEPS = 30  # ridge regressions, two of them a step
+HARD_STEPS = 30  # where epochs did not do; with kinks ridge regressions, two of them a step
 KINKED_GAP = 1e-2  # of the gap that would do after a step of Newton's
 KINKED_ROUNDING = 1e-8  # weights of all sizes leave so much of a gap
 SGD_EPOCHS = 3000  # of SAGA take as long as those that SGD may take, and not get there
@@ -186,18 +187,21 @@ def between(one, other, share):
     )
 
 
-def fit(model, training, state, factors, max_iter):
-    """Put the minimum into `state`; returns what `linear_training.train` does."""
+def fit(model, training, state, factors, max_iter, history=()):
+    """Put the minimum into `state`; returns what `linear_training.train` does.
+
+    `history` has the epochs that another solver took before.
+    """
     if not training[1].binary:
         raise ValueError(
             "a task has more than two classes, which make a softmax; solver='newton' takes losses "
             "of one score, use 'saga' or 'sgd'"
         )
     check_room(training[0].X.shape[1], factors.mixing.shape[1], "newton")
-    began = time.perf_counter()
-    bar = progress(max_iter) if model.verbose else None
+    history, began = gone_on(history)
+    bar = progress(max_iter, "step") if model.verbose else None
     total, tol = training[0].weight.sum(), model.tol or 0.0
-    history, settled, step, first = [], False, 0, 0.0
+    point, settled, step, first = None, False, 0, 0.0
     try:
         with np.errstate(over="ignore", invalid="ignore"):
             newton = Newton(model, training, factors)
@@ -213,11 +217,10 @@ def fit(model, training, state, factors, max_iter):
                 step += 1
                 before = point
                 point, change = method.step(point)
-                objective = point.value / total
-                seconds = time.perf_counter() - began
-                history.append({"epoch": step, "objective": objective, "seconds": seconds})
+                history.append(entry(history, "newton", point.value / total, began))
                 if bar is not None:
-                    bar.set_postfix({"objective": f"{objective:.6g}"}, refresh=False)
+                    shown = f"{history[-1]['objective']:.6g}"
+                    bar.set_postfix({"objective": shown}, refresh=False)
                     bar.update()
                 size = np.einsum("i,i", newton.weight, np.abs(before.loss)) + abs(before.value)
                 first = first or size
@@ -229,10 +232,10 @@ def fit(model, training, state, factors, max_iter):
                 else:
                     settled = point is before or -change <= enough
     except KeyboardInterrupt:
-        if not history:
+        if point is None or not history:
             raise
         warnings.warn(
-            f"interrupted in step {step}; kept are the parameters of step {len(history)}, the "
+            f"interrupted in step {step}; kept are the parameters of epoch {len(history)}, the "
             "best so far",
             ConvergenceWarning,
             stacklevel=4,
@@ -255,16 +258,24 @@ def fit(model, training, state, factors, max_iter):
 
 def pays(model, observations, factors):
     """Whether Newton's method costs less than the epochs that would take its place."""
-    direct, epoch, fits_memory = costs(observations, factors)
+    cost = price(model, observations, factors)
+    if LOSSES[model.loss][1] is None:
+        n, n_own = len(observations.row), observations.n_tasks * observations.X.shape[1]
+        return cost < (DUAL_EPOCHS if model.loss in KINKS and n < n_own else SGD_EPOCHS)
+    return beats_epochs(cost, 2 * EPOCHS, model, observations, factors)
+
+
+def price(model, observations, factors, *, hard=False):
+    """How many epochs of SAGA cost as much; infinitely many where memory lacks.
+
+    `hard` problems are those where epochs did not do.
+    """
+    direct, epoch = costs(observations, factors)
     n, filled = len(observations.row), observations.X.shape[1]
     if sp.issparse(observations.X):
         filled = observations.X.nnz / max(observations.X.shape[0], 1)
     step = direct + n * (NS_OF_LOSS + filled)
-    cost = (KINKED_STEPS if model.loss in KINKS else STEPS) * step / epoch
-    if LOSSES[model.loss][1] is None:
-        soon = model.loss in KINKS and n < observations.n_tasks * observations.X.shape[1]
-        return fits_memory and cost < (DUAL_EPOCHS if soon else SGD_EPOCHS)
-    return fits_memory and beats_epochs(cost, 2 * EPOCHS, model, observations, factors)
+    return (HARD_STEPS if hard or model.loss in KINKS else STEPS) * step / epoch
 
 
 def takes(loss):

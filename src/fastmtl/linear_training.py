@@ -34,7 +34,8 @@ from fastmtl.monitoring import Best, Epoch, as_callbacks
 from fastmtl.task_columns import ragged
 
 BLOCKS_PER_EPOCH = 16
-DIRECT = "cholesky", "newton"  # which do not mind how X is scaled
+EXACT = {"cholesky": linear_direct, "newton": linear_newton}  # do not mind how X is scaled
+WORTH_WAITING = 10  # times the most epochs, for an exact solution in place of an unfinished one
 WORTH_MERGING = 20  # multiplications of steps, for each number that threads merge
 
 
@@ -43,10 +44,11 @@ def train(model, training, held_out, state, factors, max_iter, *, partial=False)
 
     `training` and `held_out` are pairs (Observations, Classes); `held_out` may be None.
     """
-    if not partial and model._is_direct(training[0], factors):
-        return linear_direct.fit(model, training, state, factors)
-    if not partial and model._is_newton(training, factors):
-        return linear_newton.fit(model, training, state, factors, max_iter)
+    patience = np.inf
+    if not partial:
+        if direct := at_once(model, training, factors):
+            return direct.fit(model, training, state, factors, max_iter)
+        direct, patience = _successor(model, training, factors, max_iter)
     solver = "sgd" if partial else model._iterative()
     problem = describe(model, *training, state, factors, solver)
     solver = problem.solver
@@ -96,7 +98,7 @@ def train(model, training, held_out, state, factors, max_iter, *, partial=False)
                 if judge is not None:
                     entry["validation_loss"] = judge.loss_value(answer)
                 entry["seconds"] = time.perf_counter() - began
-                history.append(entry)
+                history.append({**entry, "solver": solver})
                 criterion = entry["objective" if judge is None else "validation_loss"]
                 best.offer(epoch, criterion, answer.parameters)
                 if bar is not None:
@@ -106,7 +108,7 @@ def train(model, training, held_out, state, factors, max_iter, *, partial=False)
                 told = {"validation_loss": None, **entry, "_fitted_copy": fitted_copy}
                 asked = [callback(Epoch(**told)) for callback in callbacks]
                 stopped = any(asked) or ((adaptive or model.tol is not None) and settled(criterion))
-                if stopped:
+                if stopped or epoch >= patience:
                     break
     except KeyboardInterrupt:
         if not best.epoch:
@@ -129,16 +131,38 @@ def train(model, training, held_out, state, factors, max_iter, *, partial=False)
             ConvergenceWarning,
             stacklevel=3,
         )
+    if not stopped and epoch >= patience:
+        return direct.fit(model, training, answer, factors, max_iter, history)
     if not (stopped or partial or model.tol is None):
-        direct = [f"take solver={name!r}, " for name in DIRECT if not model._unlike(name)]
-        direct = direct[:1] if training[1].binary else []
+        better = [f"take solver={name!r}, " for name in EXACT if not model._unlike(name)]
+        better = better[:1] if training[1].binary else []
         warnings.warn(
             f"not converged to tol={model.tol:g} within max_iter={max_iter} epochs; raise max_iter "
-            f"or tol, {''.join(direct)}or standardise X",
+            f"or tol, {''.join(better)}or standardise X",
             ConvergenceWarning,
             stacklevel=3,
         )
     return {"state": answer, "n_iter": len(history), "best_iter": kept, "history": history}
+
+
+def at_once(model, training, factors):
+    """The module that solves a problem without epochs: as asked for, or because that is cheaper."""
+    exact = EXACT.get(model._exact(training[1]))
+    if exact and (model.solver != "auto" or exact.pays(model, training[0], factors)):
+        return exact
+    return None
+
+
+def _successor(model, training, factors, max_iter):
+    """The module with an exact solution that "auto" may take, and after how many epochs in vain.
+
+    That is when as much was spent as it costs: the sum is at most twice what the better one takes.
+    """
+    exact = EXACT.get(model._exact(training[1]))
+    price = exact.price(model, training[0], factors, hard=True) if exact else np.inf
+    if price > WORTH_WAITING * max_iter:
+        return None, np.inf
+    return exact, min(price, max_iter)
 
 
 def _no_longer_better(tol, n_iter_no_change):

@@ -9,8 +9,9 @@ import copy
 
 from sklearn.base import clone
 
+from fastmtl import linear_direct
 from fastmtl.linear import MultiTaskSGDRegressor
-from fastmtl.linear_direct import fit, problem_of
+from fastmtl.linear_training import at_once
 
 
 class RidgeFits:
@@ -22,9 +23,9 @@ class RidgeFits:
         if not isinstance(estimator, MultiTaskSGDRegressor):
             return None
         fits = cls(estimator, X, y, tasks, sample_weight)
-        model, observations = clone(estimator).set_params(coupling="mean"), fits.training[0]
+        model = clone(estimator).set_params(coupling="mean")
         factors = model._relate(fits.training)[0].factors
-        return fits if model._is_direct(observations, factors) else None
+        return fits if at_once(model, fits.training, factors) is linear_direct else None
 
     def __init__(self, estimator, X, y, tasks, sample_weight):
         self.model = clone(estimator)
@@ -37,12 +38,13 @@ class RidgeFits:
         model = copy.copy(self.model).set_params(**parameters)
         relations, _ = model._relate(self.training)
         state, factors = model._start(self.training, False, relations)
-        result = fit(model, self.training, state, factors, self._problem(model))
+        problem = self._problem(model)
+        result = linear_direct.fit(model, self.training, state, factors, problem=problem)
         model._store(self.training, state, factors, result)
         return model
 
     def _problem(self, model):
         kind = model._intercept_kind()
         if kind not in self.problems:
-            self.problems[kind] = problem_of(model, self.training)
+            self.problems[kind] = linear_direct.problem_of(model, self.training)
         return self.problems[kind]
