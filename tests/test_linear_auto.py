@@ -88,6 +88,19 @@ def test_others_end_where_newton_s_method_does(loss):
     assert least * (1 - 1e-8) < auto.history_[-1]["objective"] < least * (1 + 2e-6)
 
 
+@pytest.mark.parametrize("settings", [{"task_penalty": "l1"}, {"loss": "hinge"}, {}])
+def test_threads_do_not_change_what_is_solved(settings):
+    rng = np.random.default_rng(0)
+    X, task = rng.normal(size=(150, 60)), np.repeat(np.arange(50), 3)
+    y = X[:, 0] + rng.normal(size=150) > 0
+    one, two = (
+        MultiTaskSGDClassifier(alpha=0.01, n_threads=k, random_state=0, **settings) for k in (1, 2)
+    )
+    coef = one.fit(X, y, tasks=task).coef_
+    np.testing.assert_array_equal(two.fit(X, y, tasks=task).coef_, coef)
+    assert solvers(one) == solvers(two) == (["saga"] if "task_penalty" in settings else ["dual"])
+
+
 def test_what_converges_in_time_is_left_as_it_was_and_few_epochs_are_still_said():
     X, y, task, _ = unlike_columns()
     X.data = np.random.default_rng(1).normal(size=X.nnz)

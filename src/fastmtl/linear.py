@@ -272,8 +272,7 @@ class _MultiTaskSGD(TaskRelations, OnnxMixin, BaseEstimator):
         return "newton" if classes.binary and not self._unlike("newton") else None
 
     def _asks_for_epochs(self):
-        asks = self.sampling != "uniform" or self.tol is None
-        return asks or self._asks_for_sgd({"n_threads"})
+        return self.sampling != "uniform" or self.tol is None or self._asks_for_sgd()
 
     def _iterative(self):
         """The solver that runs epochs, if any does; "auto" where the problem says which."""
@@ -283,17 +282,11 @@ class _MultiTaskSGD(TaskRelations, OnnxMixin, BaseEstimator):
         """Whether a fit is sooner done that starts where one of another penalty ended."""
         return self._iterative() != "sgd" and self._smoothness() is not None
 
-    def _asks_for_sgd(self, kept=()):
-        """Whether a setting that SGD alone has, none of `kept`, is not as by default."""
-        only_sgd = {
-            "learning_rate": "auto",
-            "eta0": None,
-            "n_threads": 1,
-            "average": False,
-            "clip_gradient": None,
-        }
+    def _asks_for_sgd(self):
+        """Whether a setting that SGD alone has is not as by default."""
+        alone = {"learning_rate": "auto", "eta0": None, "average": False, "clip_gradient": None}
         return self.sampling in ("task", "balanced") or any(
-            getattr(self, name) != value for name, value in only_sgd.items() if name not in kept
+            getattr(self, name) != value for name, value in alone.items()
         )
 
     def _smoothness(self):
@@ -639,10 +632,9 @@ class MultiTaskSGDRegressor(RegressorMixin, _MultiTaskSGD):
         times as many), the penalty is strong, or some rows are much longer than others; else
         ``"saga"`` for a smooth loss and ``"sgd"`` for others. Where ``"saga"`` or the dual spent
         what the exact solution takes, or `max_iter` epochs, in vain, it goes on to that
-        (``"solver"`` in `history_`). Where something is set that ``"sgd"``
-        alone has, it takes that: `sampling` by task, `learning_rate`, `eta0`, `average`,
-        `clip_gradient` or (unless solved directly) `n_threads`. `partial_fit` always uses
-        ``"sgd"``.
+        (``"solver"`` in `history_`). Where something is set that ``"sgd"`` alone has, it takes
+        that: `sampling` by task, `learning_rate`, `eta0`, `average` or `clip_gradient`.
+        `partial_fit` always uses ``"sgd"``.
     sampling : {"uniform", "task", "balanced", "block"}, default="uniform"
         How samples are drawn. The objective is the same, because a sample that is drawn more often
         weighs less when it is; to change the objective, set `task_weight`. ``"uniform"`` shuffles
@@ -712,9 +704,10 @@ class MultiTaskSGDRegressor(RegressorMixin, _MultiTaskSGD):
     warm_start : bool, default=False
         Start `fit` from the last solution (``"cholesky"`` needs no start).
     n_threads : int or None, default=1
-        Threads of ``"cholesky"``, ``"newton"`` and ``"sgd"``. In the last each owns whole tasks,
-        and the shared part is averaged several times an epoch. The result depends on the number of
-        threads, not on timing. None and -1 take all cores.
+        Threads of ``"cholesky"``, ``"newton"`` and ``"sgd"``; the steps of ``"saga"`` and
+        ``"dual"`` follow one another on one. In ``"sgd"`` each thread owns whole tasks, and the
+        shared part is averaged several times an epoch: its result depends on the number of threads,
+        not on timing. What ``"auto"`` takes does not. None and -1 take all cores.
     random_state : int, RandomState or None, default=None
         Seed of the order of samples and of the labels held out.
     callbacks : callable or list of callables, default=None
