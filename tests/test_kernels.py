@@ -181,6 +181,27 @@ def test_large_outputs_are_streamed_and_right():
     np.testing.assert_allclose(fastmtl.sigmoid_kernel(X), 1 / (1 + np.exp(-(X @ X.T))), rtol=1e-11)
 
 
+@pytest.mark.parametrize("dtypes", ["dd", "df", "ff"])
+@pytest.mark.parametrize("offset", [4, 16, 40])
+def test_large_outputs_start_anywhere(offset, dtypes):
+    """At every distance from a cache line, with rows that keep it and rows that do not."""
+    wide, dtype = dtypes
+    for n, m in [(1100, 2048), (1101, 2045), (1504, None), (1499, None)]:
+        X, Y = data(n, m or 1, 9, wide)
+        second, shape = (Y, (n, m)) if m else (None, (n, n))
+        size = np.prod(shape) * np.dtype(dtype).itemsize
+        raw = np.full(size + 256, 0xA5, dtype=np.uint8)
+        begin = -raw.ctypes.data % 64 + 64 + offset
+        out = np.ndarray(shape, dtype, raw.data, begin)
+        for name in ("sigmoid_kernel", "rbf_kernel"):
+            kernel = getattr(fastmtl, name)
+            kernel(X, second, out=out, **SETTINGS[name])
+            want = kernel(X[::7], X if second is None else second, **SETTINGS[name])
+            np.testing.assert_allclose(out[::7], want, rtol=100 * TOLERANCE[np.dtype(dtype).type])
+            assert second is not None or np.array_equal(out, out.T)
+        assert (raw[:begin] == 0xA5).all() and (raw[begin + size :] == 0xA5).all()
+
+
 def test_awkward_but_good_input_is_accepted(tmp_path):
     X, Y = data(40, 50, 6)
     want = fastmtl.sigmoid_kernel(X, Y)
@@ -188,6 +209,8 @@ def test_awkward_but_good_input_is_accepted(tmp_path):
     mapped[:] = X
     read_only = X.copy()
     read_only.flags.writeable = False
+    unaligned = np.ndarray(X.shape, X.dtype, bytearray(4 + X.nbytes), 4)
+    unaligned[:] = X
     padded = np.zeros((40, 9))
     padded[:, :6] = X
     for awkward in [
@@ -200,6 +223,7 @@ def test_awkward_but_good_input_is_accepted(tmp_path):
         X.tolist(),
         mapped,
         read_only,
+        unaligned,
     ]:
         np.testing.assert_allclose(fastmtl.sigmoid_kernel(awkward, Y), want, rtol=1e-13)
     integers = np.arange(12).reshape(4, 3)

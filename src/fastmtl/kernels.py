@@ -473,9 +473,10 @@ def _gram(X, Y, out, n_threads, function, scale, shift, degree=0, *, distance=No
     work = n * m * (X.shape[1] + 16)
     threads = resolve_threads(n_threads, work=work, work_per_thread=WORK_PER_THREAD)
     arguments = (function, scale, shift, degree)
-    if m <= 1 or out.strides[1] == out.itemsize:
+    plain = out.flags.aligned
+    if plain and (m <= 1 or out.strides[1] == out.itemsize):
         core.gram(X, Y, out, *arguments, row_term, column_term, threads)
-    elif n <= 1 or out.strides[0] == out.itemsize:  # Fortran order: its transpose, swapped
+    elif plain and (n <= 1 or out.strides[0] == out.itemsize):  # Fortran order: transposed
         first, second = (X, None) if Y is None else (Y, X)
         core.gram(first, second, out.T, *arguments, column_term, row_term, threads)
     else:
@@ -540,6 +541,7 @@ def _rows(X, name):
         type(X) is np.ndarray
         and X.dtype in NATIVE_FLOATS
         and X.dtype.isnative
+        and X.flags.aligned
         and X.ndim == 2
         and X.size
         and (X.flags.c_contiguous or _has_plain_rows(X))
@@ -548,9 +550,10 @@ def _rows(X, name):
         return X
     if isinstance(X, list | tuple):
         X = np.asarray(X)
-    return check_array(
+    X = check_array(
         X, accept_sparse="csr", dtype=FLOATS, order="C", input_name=name, estimator="the kernel"
     )
+    return X if sp.issparse(X) else np.require(X, requirements="A")
 
 
 def _has_plain_rows(X):

@@ -18,12 +18,13 @@ typedef struct {
     const void *packed;   /* columns 0 .. m of this call, in panels: see pack */
     int64_t m;
     const void *row_term, *column_term; /* or both NULL */
+    int64_t row_term_stride;
     double scale, shift;
     double factor, factor_rest; /* of Y as it is packed */
     int32_t function, degree;
     void *out;            /* out_stride apart */
     int64_t out_stride;
-    int32_t stream;       /* write past the cache: large, aligned outputs */
+    int32_t stream;       /* write past the cache: `out` is large and each row starts a line */
     int32_t narrow;       /* out is float, though X and Y are double */
     /* for products: rows of m numbers, vector_stride apart, each one vector */
     const void *vectors;

@@ -11,12 +11,13 @@ from cpython.buffer cimport (
 from libc.math cimport fma
 from libc.stdint cimport int32_t, int64_t, uintptr_t
 from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy
 
 from fastmtl._core.cpu cimport simd_level
 
 cdef extern from "gram.h" nogil:
     enum:
-        GRAM_LOGISTIC, GRAM_TANH_SLOPE, GRAM_LOGISTIC_2
+        SIMD_BASE, GRAM_LOGISTIC, GRAM_TANH_SLOPE, GRAM_LOGISTIC_2
 
     ctypedef struct gram_problem:
         const void *X
@@ -25,6 +26,7 @@ cdef extern from "gram.h" nogil:
         int64_t m
         const void *row_term
         const void *column_term
+        int64_t row_term_stride
         double scale, shift, factor, factor_rest
         int32_t function, degree
         void *out
@@ -57,6 +59,7 @@ cdef enum:
     PACKED_BYTES = 1 << 22   # of Y at a time: it stays in the outer cache
     STREAM_BYTES = 1 << 23   # outputs beyond the caches are written past them
     CACHE_LINE = 64
+    ROWS_PER_TURN = 64       # see _turns; fewer do not pay for packing Y again
     SMALL = 768              # rows; below, tiles shrink so that all threads have some
     FOLD_FROM = 8            # features; see _fold. Of more than FOLD_TO, the product takes all time
     FOLD_TO = 128
@@ -113,25 +116,13 @@ def gram(X, Y, out, int function, double scale, double shift, int degree, row_te
     """
     cdef gram_problem P
     cdef _Rows x = _Rows(X, "X"), y = x if Y is None else _Rows(Y, "Y")
-    cdef _Rows to = _Rows(out, "out", 2, True), row = None, column = None
-    if (row_term is None) != (column_term is None):
-        raise ValueError("row_term and column_term come together")
-    if row_term is not None:
-        row, column = _Rows(row_term, "row_term", 1), _Rows(column_term, "column_term", 1)
-        if row.n != x.n or column.n != y.n or row.letter != x.letter or column.letter != x.letter:
-            raise ValueError("shapes or dtypes do not agree")
+    cdef _Rows to = _Rows(out, "out", 2, True)
     if to.n != x.n or to.d != y.n or (to.letter != x.letter and to.letter != b"f"):
         raise ValueError("shapes or dtypes do not agree")
     _state(&P, x, to, function, scale, shift, degree)
     P.narrow = to.letter != x.letter
-    if row is not None:
-        P.row_term = row.data
-        P.column_term = column.data
-    P.stream = (
-        x.n * y.n * to.size >= STREAM_BYTES
-        and <uintptr_t>to.data % CACHE_LINE == 0
-        and to.stride * to.size % CACHE_LINE == 0
-    )
+    terms = _terms(&P, x, y, row_term, column_term)
+    P.stream = simd_level > SIMD_BASE and x.n * y.n * to.size >= STREAM_BYTES
     _pass(&P, x, y, MIRRORED if Y is None else PLAIN, n_threads)
 
 
@@ -143,20 +134,12 @@ def gram_product(X, Y, vectors, out, int function, double scale, double shift, i
     """
     cdef gram_problem P
     cdef _Rows x = _Rows(X, "X"), y = _Rows(Y, "Y"), v = _Rows(vectors, "vectors")
-    cdef _Rows to = _Rows(out, "out", 2, True), row = None, column = None
-    if (row_term is None) != (column_term is None):
-        raise ValueError("row_term and column_term come together")
-    if row_term is not None:
-        row, column = _Rows(row_term, "row_term", 1), _Rows(column_term, "column_term", 1)
-        if row.n != x.n or column.n != y.n or row.letter != x.letter or column.letter != x.letter:
-            raise ValueError("shapes or dtypes do not agree")
+    cdef _Rows to = _Rows(out, "out", 2, True)
     if to.n != x.n or to.d != v.n or v.d != y.n or v.letter != x.letter or to.letter != x.letter:
         raise ValueError("shapes or dtypes do not agree")
     out[...] = 0
     _state(&P, x, to, function, scale, shift, degree)
-    if row is not None:
-        P.row_term = row.data
-        P.column_term = column.data
+    terms = _terms(&P, x, y, row_term, column_term)
     P.vectors = v.data
     P.vector_stride = v.stride
     P.n_vectors = v.n
@@ -190,6 +173,7 @@ cdef _state(gram_problem *P, _Rows x, _Rows out, int function, double scale, dou
     P.d = x.d
     P.x_stride = x.stride
     P.row_term = P.column_term = NULL
+    P.row_term_stride = 1
     P.scale = scale
     P.shift = shift
     P.factor = 1
@@ -203,41 +187,124 @@ cdef _state(gram_problem *P, _Rows x, _Rows out, int function, double scale, dou
     P.vector_stride = P.n_vectors = P.weight_stride = 0
 
 
+cdef tuple _terms(gram_problem *P, _Rows x, _Rows y, row_term, column_term):
+    """Sets them; valid while what it returns is held."""
+    if (row_term is None) != (column_term is None):
+        raise ValueError("row_term and column_term come together")
+    if row_term is None:
+        return ()
+    cdef _Rows row = _Rows(row_term, "row_term", 1), column = _Rows(column_term, "column_term", 1)
+    if row.n != x.n or column.n != y.n or row.letter != x.letter or column.letter != x.letter:
+        raise ValueError("shapes or dtypes do not agree")
+    P.row_term = row.data
+    P.column_term = column.data
+    return row, column
+
+
+cdef struct plan:
+    # How a pass goes over its tiles.
+    const gram_table *table
+    int64_t size, out_size, tile_rows, tile_columns, columns_at_once, scratch_size
+    char *scratch
+    int n_threads
+
+
 cdef _pass(gram_problem *P, _Rows x, _Rows y, int task, int n_threads):
-    cdef const gram_table *table
-    cdef int64_t size = x.size, n = x.n, m = y.n, d = x.d
+    cdef plan at
+    cdef int64_t n, m = y.n, d = x.d, whole, turn, turns
     if y.d != d or y.letter != x.letter:
         raise ValueError("shapes or dtypes do not agree")
-    if n == 0 or m == 0:
+    if x.n == 0 or m == 0:
         return
-    table = gram_table_f64(simd_level) if size == 8 else gram_table_f32(simd_level)
-    cdef int64_t tile_rows = table.tile_rows, tile_columns = table.tile_columns
-    cdef int64_t panel = table.panel, columns_at_once, whole = (m + panel - 1) // panel * panel
+    at.size = x.size
+    at.out_size = 4 if P.narrow else x.size
+    at.n_threads = n_threads
+    at.table = gram_table_f64(simd_level) if x.size == 8 else gram_table_f32(simd_level)
+    at.tile_rows = at.table.tile_rows
+    at.tile_columns = at.table.tile_columns
+    turns = _turns(P, task, at.out_size)
+    n = x.n // turns
+    whole = (m + at.table.panel - 1) // at.table.panel * at.table.panel
     if task == MIRRORED:
         # Square tiles on one grid for rows and columns; the whole of X is packed at once.
         if n < SMALL:
-            tile_rows //= 2
-        tile_columns = tile_rows
-        columns_at_once = whole
+            at.tile_rows //= 2
+        at.tile_columns = at.tile_rows
+        at.columns_at_once = whole
     else:
         if n < SMALL:  # enough tiles for all threads
-            tile_rows = min(tile_rows, (n // (4 * n_threads) + 8) // 8 * 8)
-        columns_at_once = max(1, PACKED_BYTES // (max(1, d) * size) // tile_columns) * tile_columns
-        columns_at_once = min(columns_at_once, whole)
-    cdef int64_t scratch_size = (
-        2 * (table.tile_rows + 8) * table.tile_columns * size + CACHE_LINE
+            at.tile_rows = min(at.tile_rows, (n // (4 * n_threads) + 8) // 8 * 8)
+        at.columns_at_once = (
+            max(1, PACKED_BYTES // (max(1, d) * at.size) // at.tile_columns) * at.tile_columns
+        )
+        at.columns_at_once = min(at.columns_at_once, whole)
+    at.scratch_size = (
+        2 * (at.table.tile_rows + 8) * at.table.tile_columns * at.size + CACHE_LINE
     ) // CACHE_LINE * CACHE_LINE
     cdef char *memory = <char *>malloc(
-        n_threads * scratch_size + columns_at_once * d * size + CACHE_LINE
+        n_threads * at.scratch_size + at.columns_at_once * d * at.size + CACHE_LINE
     )
     if memory == NULL:
         raise MemoryError("no memory for the tiles of a Gram matrix")
+    at.scratch = _aligned(memory)
     with nogil:
-        if task != GRADIENT and P.function == GRAM_LOGISTIC and table.base_2:
-            _fold(table, P, y.data, y.stride, m, size)
-        _columns(table, P, y.data, y.stride, m, size, columns_at_once, task, tile_rows,
-                 tile_columns, _aligned(memory), scratch_size, n_threads)
+        if task != GRADIENT and P.function == GRAM_LOGISTIC and at.table.base_2:
+            _fold(at.table, P, y.data, y.stride, m, at.size)
+        for turn in range(turns):
+            _from_a_line(P, turn, turns, y.data, y.stride, m, task, &at)
         free(memory)
+
+
+cdef int64_t _turns(gram_problem *P, int task, int64_t out_size) noexcept nogil:
+    """Of how many rows of `out` one is as far from a cache line as the first.
+
+    Streams start on lines: every such row makes a Gram matrix whose columns can be cut at them.
+    """
+    cdef int64_t turns = 1
+    while P.stream and turns * P.out_stride * out_size % CACHE_LINE:
+        turns *= 2
+        P.stream = task == PLAIN and P.n >= ROWS_PER_TURN * turns
+    return turns if P.stream else 1
+
+
+cdef void _from_a_line(const gram_problem *P, int64_t turn, int64_t turns, char *y,
+                       int64_t y_stride, int64_t m, int task, const plan *at) noexcept nogil:
+    """Every turns-th row; the columns before a cache line alone, without streams."""
+    cdef int64_t lead = 0, past, i, j
+    cdef gram_problem part = P[0]
+    cdef char *out
+    _skip(&part, turn, at.size, at.out_size)
+    part.n = (P.n - turn + turns - 1) // turns
+    part.x_stride *= turns
+    part.out_stride *= turns
+    part.row_term_stride *= turns
+    if part.stream:
+        past = <uintptr_t>part.out % CACHE_LINE
+        lead = min(m, (CACHE_LINE - past) % CACHE_LINE // at.out_size)
+    if lead:
+        part.stream = 0
+        _columns(&part, y, y_stride, lead, PLAIN, at)
+        part.stream = 1
+        if task == MIRRORED:
+            out = <char *>part.out
+            for i in range(lead):
+                for j in range(i + 1, m):
+                    memcpy(out + (i * part.out_stride + j) * at.out_size,
+                           out + (j * part.out_stride + i) * at.out_size, at.out_size)
+            _skip(&part, lead, at.size, at.out_size)
+        part.out = <char *>part.out + lead * at.out_size
+        if part.column_term != NULL:
+            part.column_term = <const char *>part.column_term + lead * at.size
+    if m > lead:
+        _columns(&part, y + lead * y_stride * at.size, y_stride, m - lead, task, at)
+
+
+cdef inline void _skip(gram_problem *P, int64_t rows, int64_t size, int64_t out_size) noexcept nogil:
+    P.n -= rows
+    P.X = <const char *>P.X + rows * P.x_stride * size
+    P.out = <char *>P.out + rows * P.out_stride * out_size
+    if P.row_term != NULL:
+        P.row_term = <const char *>P.row_term + rows * size
 
 
 cdef void _fold(const gram_table *table, gram_problem *P, const char *y, int64_t y_stride,
@@ -260,50 +327,45 @@ cdef void _fold(const gram_table *table, gram_problem *P, const char *y, int64_t
     P.shift *= LOG2_E
 
 
-cdef void _columns(const gram_table *table, gram_problem *P, char *y, int64_t y_stride, int64_t m,
-                   int64_t size, int64_t columns_at_once, int task, int64_t tile_rows,
-                   int64_t tile_columns, char *scratch, int64_t scratch_size,
-                   int n_threads) noexcept nogil:
+cdef void _columns(const gram_problem *P, char *y, int64_t y_stride, int64_t m, int task,
+                   const plan *at) noexcept nogil:
     """Packs and passes over as many columns at a time as the outer cache holds."""
-    cdef int64_t begin = 0, width, p, tiles, tiles_across, n_panels, panel = table.panel, d = P.d
-    cdef char *packed = scratch + n_threads * scratch_size
+    cdef int64_t begin = 0, width, p, n_panels, panel = at.table.panel, d = P.d, size = at.size
+    cdef char *packed = at.scratch + at.n_threads * at.scratch_size
     cdef gram_problem part = P[0]
     part.packed = packed
     while begin < m:
-        width = min(columns_at_once, m - begin)
+        width = min(at.columns_at_once, m - begin)
         n_panels = (width + panel - 1) // panel
-        for p in prange(n_panels, num_threads=n_threads, schedule="static"):
-            table.pack(y + (begin + p * panel) * y_stride * size, y_stride,
-                       min(panel, width - p * panel), d, P.factor, P.factor_rest,
-                       packed + p * panel * d * size)
+        for p in prange(n_panels, num_threads=at.n_threads, schedule="static"):
+            at.table.pack(y + (begin + p * panel) * y_stride * size, y_stride,
+                          min(panel, width - p * panel), d, P.factor, P.factor_rest,
+                          packed + p * panel * d * size)
         part.m = width
         if task <= MIRRORED:
-            part.out = <char *>P.out + begin * (4 if P.narrow else size)
+            part.out = <char *>P.out + begin * at.out_size
         elif task == PRODUCT:
             part.vectors = <const char *>P.vectors + begin * size
         else:
             part.weights = <const char *>P.weights + begin * size
         if P.column_term != NULL:
             part.column_term = <const char *>P.column_term + begin * size
-        tiles_across = (width + tile_columns - 1) // tile_columns
-        tiles = (P.n + tile_rows - 1) // tile_rows * tiles_across
-        _tiles(table, &part, task, tiles, tiles_across, tile_rows, tile_columns, scratch,
-               scratch_size, n_threads)
+        _tiles(&part, task, at)
         begin += width
 
 
-cdef void _tiles(const gram_table *table, const gram_problem *P, int task, int64_t tiles,
-                 int64_t tiles_across, int64_t tile_rows, int64_t tile_columns, char *scratch,
-                 int64_t scratch_size, int n_threads) noexcept nogil:
+cdef void _tiles(const gram_problem *P, int task, const plan *at) noexcept nogil:
+    cdef int64_t tiles_across = (P.m + at.tile_columns - 1) // at.tile_columns
+    cdef int64_t tiles = (P.n + at.tile_rows - 1) // at.tile_rows * tiles_across
     # A product's or gradient's rows belong to one thread.
-    cdef int64_t chunk, chunks = n_threads * 16, unit = 1 if task <= MIRRORED else tiles_across
+    cdef int64_t chunk, chunks = at.n_threads * 16, unit = 1 if task <= MIRRORED else tiles_across
     if chunks > tiles // unit:
         chunks = tiles // unit
     # Each turn of the loop is a run of tiles, in the scratch of the thread that takes it.
-    for chunk in prange(chunks, num_threads=n_threads, schedule="dynamic", chunksize=1):
-        _run_of_tiles(table, P, task, tiles // unit * chunk // chunks * unit,
-                      tiles // unit * (chunk + 1) // chunks * unit, tiles_across, tile_rows,
-                      tile_columns, scratch + _thread_number() * scratch_size)
+    for chunk in prange(chunks, num_threads=at.n_threads, schedule="dynamic", chunksize=1):
+        _run_of_tiles(P, task, tiles // unit * chunk // chunks * unit,
+                      tiles // unit * (chunk + 1) // chunks * unit, tiles_across, at,
+                      at.scratch + _thread_number() * at.scratch_size)
 
 
 cdef extern from *:
@@ -318,15 +380,15 @@ cdef extern from *:
     int _thread_number "fastmtl_thread_number"() noexcept nogil
 
 
-cdef void _run_of_tiles(const gram_table *table, const gram_problem *P, int task, int64_t begin,
-                        int64_t end, int64_t tiles_across, int64_t tile_rows, int64_t tile_columns,
-                        char *scratch) noexcept nogil:
+cdef void _run_of_tiles(const gram_problem *P, int task, int64_t begin, int64_t end,
+                        int64_t tiles_across, const plan *at, char *scratch) noexcept nogil:
+    cdef const gram_table *table = at.table
     cdef int64_t t, i, j, i_end, j_end
     for t in range(begin, end):
-        i = t // tiles_across * tile_rows
-        j = t % tiles_across * tile_columns
-        i_end = min(i + tile_rows, P.n)
-        j_end = min(j + tile_columns, P.m)
+        i = t // tiles_across * at.tile_rows
+        j = t % tiles_across * at.tile_columns
+        i_end = min(i + at.tile_rows, P.n)
+        j_end = min(j + at.tile_columns, P.m)
         if task == PLAIN:
             table.tile(P, i, i_end, j, j_end, scratch)
         elif task == PRODUCT:

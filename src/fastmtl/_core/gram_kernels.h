@@ -134,7 +134,7 @@ static inline __attribute__((always_inline)) void NAME(finish)(
             vec own = shift;
             if (row_term) {
                 const real *term = (const real *)P->column_term + done->j + c;
-                own += splat(row_term[done->i + b]) +
+                own += splat(row_term[(done->i + b) * P->row_term_stride]) +
                        (left >= LANES ? load(term) : load_partial(term, left));
             }
             const vec product = load(done->sums + b * PANEL + c);
@@ -167,7 +167,8 @@ static inline __attribute__((always_inline)) void NAME(finish_row)(
     for (int v = 0; v < PANEL_VECS; v++) own[v] = shift;
     if (function != GRAM_LOGISTIC_2 && P->row_term) {
         /* added in an order that makes (i, j) and (j, i) equal to the last bit */
-        const vec row_term = splat(((const real *)P->row_term)[done->i + b]);
+        const vec row_term =
+            splat(((const real *)P->row_term)[(done->i + b) * P->row_term_stride]);
         const real *column_term = (const real *)P->column_term + done->j;
 #pragma GCC unroll 4
         for (int v = 0; v < PANEL_VECS; v++) own[v] += row_term + load(column_term + v * LANES);
