@@ -198,3 +198,31 @@ def test_poisson_s_dual_that_lost_its_digits_is_not_taken_for_the_minimum():
     dual = MultiTaskSGDRegressor(solver="dual", max_iter=30, **given)
     with pytest.raises((ConvergenceWarning, FloatingPointError)):
         dual.fit(X, y, tasks=task)
+
+
+def test_counts_whose_intercept_flew_off_are_not_taken_for_the_minimum():
+    rng = np.random.default_rng(2)
+    chance = 1 / np.arange(1, 41)
+    words = np.exp(rng.normal(3.7, 0.6, size=500)).astype(int) + 3
+    column = rng.choice(40, size=words.sum(), p=chance / chance.sum())
+    X, task = np.zeros((500, 40)), rng.integers(3, size=500)
+    np.add.at(X, (np.repeat(np.arange(500), words), column), 1.0)
+    weights = rng.normal(size=40) + 0.5 * rng.normal(size=(3, 40))
+    score = np.einsum("ij,ij->i", X, weights[task])
+    y = rng.poisson(np.exp(np.clip(score / score.std(), -5, 3)))
+    dual = MultiTaskSGDRegressor(loss="poisson", alpha=1e-5, solver="dual", random_state=0)
+    with pytest.raises((ConvergenceWarning, FloatingPointError)):
+        dual.set_params(max_iter=50).fit(X, y, tasks=task)
+
+
+@pytest.mark.parametrize("loss", ["squared_error", "squared_epsilon_insensitive"])
+def test_intercepts_of_many_tasks_that_still_move_are_waited_for(loss):
+    rng = np.random.default_rng(1)
+    X, task = rng.normal(size=(1000, 50)), rng.integers(200, size=1000)
+    y = X @ rng.normal(size=50) + task % 3
+    y = y / y.std() + 0.3 * rng.normal(size=1000)
+    given = {"loss": loss, "alpha": 0.01, "task_intercept": "free"}
+    dual = MultiTaskSGDRegressor(solver="dual", random_state=0, **given).fit(X, y, tasks=task)
+    exact = MultiTaskSGDRegressor(solver="newton", tol=1e-8, **given).fit(X, y, tasks=task)
+    least = exact.history_[-1]["objective"]
+    assert dual.history_[-1]["objective"] == pytest.approx(least, rel=2e-5)

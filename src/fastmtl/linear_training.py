@@ -36,6 +36,7 @@ from fastmtl.task_columns import ragged
 BLOCKS_PER_EPOCH = 16
 EXACT = {"cholesky": linear_direct, "newton": linear_newton}  # do not mind how X is scaled
 WORTH_WAITING = 10  # times the most epochs, for an exact solution in place of an unfinished one
+LEAST_SLOWED = 1e-6  # of a move, where the dual's intercepts go on as if forever
 WORTH_MERGING = 20  # multiplications of steps, for each number that threads merge
 
 
@@ -419,7 +420,7 @@ def _dual(problem, state, tol):
             function(*problem.data, samples, order, *parameters, *problem.arguments, memory)
         return 0.0
 
-    typical = []
+    typical, moved = [], [np.finfo(float).max]  # nothing is known of how far the first went
 
     def settled(objective):
         """Whether the dual's objective, which is never above the least, is near enough."""
@@ -427,13 +428,23 @@ def _dual(problem, state, tol):
             typical.append(np.mean((samples["weight"] * memory[:, 0]) ** 2 * samples["curvature"]))
         drift = free[at] - center
         gap = objective + problem.penalty + samples["weight"] @ memory[:, 1] / n
-        gap += problem.alpha * (drift @ free[at] + drift @ drift)
+        moved.append(np.linalg.norm(drift))
+        gap += problem.alpha * (drift @ free[at] + moved[-1] * _still_to_move(*moved[-2:]))
         # No longer a gradient than SAGA stops at would do: gap <= length² / (2 alpha).
         enough = min(tol * abs(objective), tol**2 * typical[0] / (2 * problem.alpha))
         rounding = 50 * np.finfo(state.specific.dtype).eps * abs(objective)
         return abs(gap) <= max(enough, rounding)  # far below zero it is rounding, and says nothing
 
     return run, settled
+
+
+def _still_to_move(before, last):
+    """How far from their end intercepts are at most that moved so far in the last two epochs.
+
+    The dual bounds what they cost about their center, which may be far from where they end.
+    """
+    share = min(last / before, 1.0 - LEAST_SLOWED) if before else 0.0
+    return max(before, last / (1.0 - share))
 
 
 def _as_dual(problem, state):
