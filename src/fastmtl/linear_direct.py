@@ -17,7 +17,7 @@ from fastmtl.config import resolve_threads
 from fastmtl.estimators import label_weights, progress
 from fastmtl.evidence import padded, shared_part
 from fastmtl.kernels import empty_matrix
-from fastmtl.linear_problem import squared_lengths
+from fastmtl.linear_problem import n_parameters, squared_lengths
 from fastmtl.row_blocks import machine_memory
 
 KEPT_BYTES = 1 << 28  # of Gram matrices; of more, each pass sums them again
@@ -240,17 +240,12 @@ def beats_epochs(cost, easy, model, observations, factors):
     """
     if cost < easy or cost >= MOST_EPOCHS:
         return cost < easy
-    X, n = observations.X, len(observations.row)
-    mixing, kappa = factors
-    own = X.shape[1] * np.count_nonzero(kappa[np.diff(observations.task_start) > 0])
-    if sp.issparse(X):
-        own = min(own, n * X.nnz / max(X.shape[0], 1))
-    n_parameters = mixing.shape[1] * X.shape[1] + own
-    many = model.loss == "squared_error" and n > MANY_A_PARAMETER * n_parameters
-    if many or n < FEW_A_PARAMETER * n_parameters:
+    n, parameters = len(observations.row), n_parameters(observations, factors)
+    many = model.loss == "squared_error" and n > MANY_A_PARAMETER * parameters
+    if many or n < FEW_A_PARAMETER * parameters:
         return False
-    gain = np.mean(np.sum(mixing**2, axis=1) + kappa)
-    steep = model._smoothness() * gain * squared_lengths(X).mean() / (model.alpha * n)
+    gain = np.mean(np.sum(factors.mixing**2, axis=1) + factors.kappa)
+    steep = model._smoothness() * gain * squared_lengths(observations.X).mean() / (model.alpha * n)
     return bool(cost < max(easy, EPOCHS_BY_STEEPNESS * steep))
 
 

@@ -31,7 +31,7 @@ from fastmtl.linear_direct import (
     put,
 )
 from fastmtl.linear_interior import KINKS, Interior
-from fastmtl.linear_problem import LOSSES, PACKED_BYTES
+from fastmtl.linear_problem import LOSSES, PACKED_BYTES, n_parameters
 
 # The second derivative from the target, the loss, its derivative, and the loss's parameter.
 CURVATURES = {
@@ -48,7 +48,7 @@ HARD_STEPS = 30  # where epochs did not do; with kinks ridge regressions, two of
 KINKED_GAP = 1e-2  # of the gap that would do after a step of Newton's
 KINKED_ROUNDING = 1e-8  # weights of all sizes leave so much of a gap
 SGD_EPOCHS = 3000  # of SAGA take as long as those that SGD may take, and not get there
-DUAL_EPOCHS = 100  # that it takes by the dual where a task has fewer samples than features
+DUAL_EPOCHS = 100  # that it takes by the dual where samples are fewer than parameters
 LEAST_CURVATURE = 1e-12  # of the steepest sample's, so that each has a target
 ENOUGH = 1e-4  # of the descent that a step's slope promises
 SHORTEST = 2.0**-40
@@ -192,11 +192,6 @@ def fit(model, training, state, factors, max_iter, history=()):
 
     `history` has the epochs that another solver took before.
     """
-    if not training[1].binary:
-        raise ValueError(
-            "a task has more than two classes, which make a softmax; solver='newton' takes losses "
-            "of one score, use 'saga' or 'sgd'"
-        )
     check_room(training[0].X.shape[1], factors.mixing.shape[1], "newton")
     history, began = gone_on(history)
     bar = progress(max_iter, "step") if model.verbose else None
@@ -260,8 +255,8 @@ def pays(model, observations, factors):
     """Whether Newton's method costs less than the epochs that would take its place."""
     cost = price(model, observations, factors)
     if LOSSES[model.loss][1] is None:
-        n, n_own = len(observations.row), observations.n_tasks * observations.X.shape[1]
-        return cost < (DUAL_EPOCHS if model.loss in KINKS and n < n_own else SGD_EPOCHS)
+        few = len(observations.row) < n_parameters(observations, factors)
+        return cost < (DUAL_EPOCHS if model.loss in KINKS and few else SGD_EPOCHS)
     return beats_epochs(cost, 2 * EPOCHS, model, observations, factors)
 
 

@@ -107,7 +107,6 @@ class Problem:
     n_threads: int
     beside: bool  # the dual keeps all tasks' coefficients of a column together
     joint: Joint | None = None
-    penalty: float = 0.0  # of the state that it was asked for last
 
     def pack(self):
         """Put the rows of a small X in the order of the samples, for faster draws."""
@@ -202,8 +201,7 @@ class Problem:
         if task_l1:
             lengths = np.abs(specific) / state.of_heads(np.sqrt(kappa))
             total += task_l1 * np.sum(lengths * state.of_heads(own), dtype=np.float64)
-        self.penalty = self.alpha * total
-        return self.penalty
+        return self.alpha * total
 
     def _penalised(self, state, specific):
         """Vectors like the specific ones, without intercepts that bear no penalty."""
@@ -282,7 +280,7 @@ def describe(model, observations, classes, state, factors, solver):
         solver = "sgd" if smoothness is None else "saga"
         # Where X is read by blocks, judging the dual would read it twice an epoch.
         open_to_dual = model._takes_dual() and model.sampling != "block" and code >= 0
-        if open_to_dual and dual_pays(model, state, factors, curvature()):
+        if open_to_dual and dual_pays(model, observations, factors, curvature()):
             solver = "dual"
     if solver == "saga":
         longer = np.maximum(own_gain, LEAST_OWN_GAIN * common_gain)
@@ -361,16 +359,23 @@ def describe(model, observations, classes, state, factors, solver):
     )
 
 
-def dual_pays(model, state, factors, curvature):
+def n_parameters(observations, factors):
+    """Coefficients that samples have a say in; tasks' own are no more than a sparse X's entries."""
+    X, (mixing, kappa) = observations.X, factors
+    own = X.shape[1] * np.count_nonzero(kappa[np.diff(observations.task_start) > 0])
+    if sp.issparse(X):
+        own = min(own, len(observations.row) * X.nnz / max(X.shape[0], 1))
+    return mixing.shape[1] * X.shape[1] + own
+
+
+def dual_pays(model, observations, factors, curvature):
     """Whether the dual is solved sooner than SAGA or SGD near the minimum.
 
     What slows SAGA down is the longest row, which all steps are short for; the dual has a step for
     each row, and is slowed down by a weak penalty alone.
     """
-    own = state.of_heads(factors.kappa > 0)
-    n_parameters = state.shared.size + np.count_nonzero(np.broadcast_to(own, state.specific.shape))
     most = CLASSIFIED_OF_DUAL if model._classification else SAMPLES_OF_DUAL
-    if len(curvature) <= most * n_parameters:
+    if len(curvature) <= most * n_parameters(observations, factors):
         return True
     steep = curvature.mean() / (model.alpha * len(curvature))
     return bool(steep * curvature.mean() <= EPOCHS_OF_DUAL * curvature.max())

@@ -45,6 +45,11 @@ def train(model, training, held_out, state, factors, max_iter, *, partial=False)
 
     `training` and `held_out` are pairs (Observations, Classes); `held_out` may be None.
     """
+    if model.solver in ("newton", "dual") and not (partial or training[1].binary):
+        raise ValueError(
+            f"a task has more than two classes, which make a softmax; solver={model.solver!r} "
+            "takes losses of one score, use 'saga' or 'sgd'"
+        )
     patience = np.inf
     if not partial:
         if direct := at_once(model, training, factors):
@@ -68,6 +73,7 @@ def train(model, training, held_out, state, factors, max_iter, *, partial=False)
     else:
         run, settled = _sgd(problem, state, model, team)
     adaptive = solver == "sgd" and model.learning_rate == "adaptive"
+    judged = adaptive or model.tol is not None
     if judge is not None and not adaptive:
         settled = _no_longer_better(model.tol, model.n_iter_no_change)
     exact = model.tol is not None and judge is None and problem.reading is None
@@ -91,7 +97,8 @@ def train(model, training, held_out, state, factors, max_iter, *, partial=False)
                 # Summed while the steps went on; what is judged below is exact.
                 answer = state.averaged()
                 loss = problem.loss_value(answer) if exact else total / len(problem.samples)
-                entry = {"epoch": epoch, "objective": loss + problem.penalty_value(answer)}
+                penalty = problem.penalty_value(answer)
+                entry = {"epoch": epoch, "objective": loss + penalty}
                 if solver == "saga":
                     pace(entry["objective"])
                 if solver != "dual":  # which may begin beyond what has a finite exponential
@@ -108,7 +115,7 @@ def train(model, training, held_out, state, factors, max_iter, *, partial=False)
                     bar.update()
                 told = {"validation_loss": None, **entry, "_fitted_copy": fitted_copy}
                 asked = [callback(Epoch(**told)) for callback in callbacks]
-                stopped = any(asked) or ((adaptive or model.tol is not None) and settled(criterion))
+                stopped = any(asked) or (judged and settled(criterion, penalty))
                 if stopped or epoch >= patience:
                     break
     except KeyboardInterrupt:
@@ -170,7 +177,7 @@ def _no_longer_better(tol, n_iter_no_change):
     """Whether the held-out loss has not fallen by `tol`, relative, for that many epochs."""
     reached, waited = np.inf, 0
 
-    def settled(loss):
+    def settled(loss, _):
         nonlocal reached, waited
         better = loss < reached - tol * abs(reached) if np.isfinite(reached) else loss < reached
         reached, waited = (loss, 0) if better else (reached, waited + 1)
@@ -267,7 +274,7 @@ def _sgd(problem, state, model, team):
 
     recent = []
 
-    def settled(objective):
+    def settled(objective, _):
         recent.append(objective)
         last = recent[-n_iter_no_change - 1 :]
         changes = np.abs(np.diff(last))
@@ -284,7 +291,7 @@ def _slower_where_stuck(schedule, tol, n_iter_no_change):
     """Divide the rate by 5 where nothing was gained for some epochs; settled when it is tiny."""
     smallest, reached, waited = 1e-6 * schedule[0], np.inf, 0
 
-    def settled(value):
+    def settled(value, _):
         nonlocal reached, waited
         better = not np.isfinite(reached) or value < reached - tol * abs(reached)
         reached, waited = min(reached, value), 0 if better else waited + 1
@@ -343,7 +350,7 @@ def _saga(problem, state, tol):
     typical, first = [], []
     reachable = max(tol or 0.0, 50 * np.finfo(state.specific.dtype).eps)
 
-    def settled(objective):
+    def settled(objective, _):
         """Whether the gradient is small beside that of a typical sample of the first epoch, and
         what the last falls of the objective let expect of those to come is little."""
         if not typical:
@@ -368,11 +375,6 @@ def _still_to_fall(objectives):
 
 def _dual(problem, state, tol):
     samples, n = problem.samples, len(problem.samples)
-    if problem.arguments[2][0] < 0:
-        raise ValueError(
-            "a task has more than two classes, which make a softmax; solver='dual' takes losses "
-            "of one score, use 'saga' or 'sgd'"
-        )
     memory = np.zeros((n, 3))
     memory[:, 2] = np.nan
     if state.shared.any() or state.specific.any():
@@ -422,12 +424,12 @@ def _dual(problem, state, tol):
 
     typical, moved = [], [np.finfo(float).max]  # nothing is known of how far the first went
 
-    def settled(objective):
+    def settled(objective, penalty):
         """Whether the dual's objective, which is never above the least, is near enough."""
         if not typical:
             typical.append(np.mean((samples["weight"] * memory[:, 0]) ** 2 * samples["curvature"]))
         drift = free[at] - center
-        gap = objective + problem.penalty + samples["weight"] @ memory[:, 1] / n
+        gap = objective + penalty + samples["weight"] @ memory[:, 1] / n
         moved.append(np.linalg.norm(drift))
         gap += problem.alpha * (drift @ free[at] + moved[-1] * _still_to_move(*moved[-2:]))
         # No longer a gradient than SAGA stops at would do: gap <= length² / (2 alpha).
