@@ -23,6 +23,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from fastmtl import (
     MultiTaskKernelRidge,
+    MultiTaskSGDClassifier,
     MultiTaskSGDRegressor,
     MultiTaskSVC,
     MultiTaskSVR,
@@ -406,6 +407,29 @@ def test_max_iter_warns(data):
     with pytest.warns(ConvergenceWarning, match="max_iter=3"):
         model = MultiTaskSVC(kernel="rbf", max_iter=3).fit(X, signal > 0, tasks=tasks)
     assert model.n_iter_ == 3
+
+
+@pytest.mark.parametrize(
+    "machine, engine",
+    [(MultiTaskSVC, MultiTaskSGDClassifier), (MultiTaskSVR, MultiTaskSGDRegressor)],
+)
+@pytest.mark.parametrize("task_intercept", ["free", "shared"])
+def test_what_a_slow_linear_machine_is_told_to_take_has_its_solution(
+    data, machine, engine, task_intercept
+):
+    X, tasks, signal = data
+    y = signal if machine is MultiTaskSVR else signal > 0
+    machine = machine(kernel="linear", task_intercept=task_intercept, C=0.5)
+    with pytest.warns(ConvergenceWarning, match=f"standardise X.*{engine.__name__}"):
+        clone(machine).set_params(max_iter=3).fit(X, y, tasks=tasks)
+    machine.set_params(tol=1e-7).fit(X, y, tasks=tasks)
+    told = engine(loss=machine.loss, alpha=1 / (0.5 * len(X)), task_intercept=task_intercept)
+    told.set_params(solver="newton", tol=1e-9).fit(X, y, tasks=tasks)
+    answers = [
+        model.predict(X, tasks=tasks) if y is signal else model.decision_function(X, tasks=tasks)
+        for model in (told, machine)
+    ]
+    np.testing.assert_allclose(*answers, atol=2e-4)  # the objective is flat near its minimum
 
 
 def test_calibration_and_search_work_through_a_task_column(data):

@@ -284,7 +284,7 @@ def solve_duals(model, kernel, rows, problems, factors):
         else:
             solved = [solve(problem) for problem in problems]
     outputs, violations, n_negative = zip(*solved)
-    _warn(model, max(violations), sum(n_negative))
+    _warn(model, max(violations), sum(n_negative), outputs)
     return list(outputs), projection
 
 
@@ -346,11 +346,23 @@ def _solve_dual(model, tick, gram, problem, group, factors):
     return output, violation, n_negative
 
 
-def _warn(model, violation, n_negative):
+def _without_a_kernel(model, n_outputs):
+    """The same model by the linear engine, whose steps do not slow down with the scale of X."""
+    if model.kernel != "linear" or n_outputs > 1:
+        return ""
+    engine = "MultiTaskSGDClassifier" if model._classification else "MultiTaskSGDRegressor"
+    return (
+        f"; {engine}(loss={model.loss!r}, alpha=1 / (C * n_labels), "
+        f"task_intercept={model.task_intercept!r}) has this model's solution"
+    )
+
+
+def _warn(model, violation, n_negative, outputs):
     if violation > model.tol:
         warnings.warn(
             f"optimality is violated by {violation:.3g}, more than tol={model.tol:g}, after "
-            f"max_iter={model.max_iter} steps; raise max_iter or tol, or lower C",
+            f"max_iter={model.max_iter} steps; standardise X, lower C, or raise max_iter or tol"
+            + _without_a_kernel(model, len(outputs)),
             ConvergenceWarning,
             stacklevel=5,
         )
