@@ -14,7 +14,9 @@ import pytest
 from matplotlib.collections import LineCollection, PathCollection
 
 from fastmtl import (
+    MultiTaskNetworkRegressor,
     MultiTaskSGDRegressor,
+    MultiTaskSparseRegressor,
     TaskCoupling,
     datasets,
     plot,
@@ -133,6 +135,16 @@ def test_history_draws_a_line_per_model():
         assert line.get_xdata().tolist() == [e["epoch"] for e in fitted.history_]
     seconds = plot.objective_history(model, against="seconds").lines[0].get_xdata()
     assert seconds.tolist() == [e["seconds"] for e in model.history_]
+    network = MultiTaskNetworkRegressor(max_iter=3, random_state=0).fit(X, Y, tasks=TASKS)
+    sparse = MultiTaskSparseRegressor(alpha=0.1).fit(X, Y, tasks=TASKS)
+    ax = plot.objective_history({"network": network, "sparse": sparse})
+    assert ax.lines[0].get_xdata().tolist() == [1, 2, 3]
+    assert ax.lines[0].get_ydata().tolist() == [e["loss"] for e in network.history_]
+    assert ax.lines[1].get_ydata().tolist() == [e["objective"] for e in sparse.history_]
+    line = plot.objective_history(network, against="seconds").lines[0]
+    np.testing.assert_allclose(line.get_xdata()[-1], sum(e["seconds"] for e in network.history_))
+    with pytest.raises(ValueError, match="'sparse' has no seconds"):
+        plot.objective_history({"sparse": sparse}, against="seconds")
 
 
 @pytest.mark.parametrize(

@@ -238,12 +238,14 @@ def transfer_report(report, *, ax=None, over="independent"):
 
 
 def objective_history(models, *, against="epoch", ax=None):
-    """Draw the objective of fitted models over their epochs.
+    """Draw the objective of fitted models over their epochs (of networks, the loss).
 
     Parameters
     ----------
     models : estimator with ``history_``, or dict of them by name
+        Linear and sparse models, whose rounds count as epochs, and networks.
     against : {"epoch", "seconds"}, default="epoch"
+        Of sparse models only epochs are known.
     ax : matplotlib Axes, default=None
 
     Returns
@@ -259,11 +261,19 @@ def objective_history(models, *, against="epoch", ax=None):
             raise ValueError(
                 f"model {name!r} has no history_; pass fitted linear models or networks"
             )
+        if against == "seconds" and "seconds" not in model.history_[0]:
+            raise ValueError(f"model {name!r} has no seconds in its history_; pass against='epoch'")
     ax = _axes(ax)
-    for name, model in models.items():
-        points = [(entry[against], entry["objective"]) for entry in model.history_]
-        ax.plot(*zip(*points), marker="." if len(points) < 30 else None, label=name)
+    losses = ["loss" in model.history_[0] for model in models.values()]
+    for (name, model), network in zip(models.items(), losses):
+        history = model.history_
+        places = np.arange(1, len(history) + 1)
+        if against == "seconds":
+            places = [entry["seconds"] for entry in history]
+            places = np.cumsum(places) if network else places  # networks give each epoch's own
+        values = [entry["loss" if network else "objective"] for entry in history]
+        ax.plot(places, values, marker="." if len(history) < 30 else None, label=name)
     ax.set_xlabel(against)
-    ax.set_ylabel("objective")
+    ax.set_ylabel("loss" if all(losses) else "objective, or loss" if any(losses) else "objective")
     ax.legend()
     return ax
