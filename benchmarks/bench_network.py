@@ -4,22 +4,30 @@
 and the step of plain SGD; float32). Every peer has the same architecture, batch and optimiser, and
 runs in the same process; both are shown at their best thread count. Other modes: ``quality``
 compares accuracy on real data, same recipe over several seeds, and the time to PyTorch's accuracy;
-``sharing`` couplings of the heads, and a network for each task (both need the folder named by
-FASTMTL_DATA); ``tasks`` times 10,000 heads; ``memory`` watches 100 epochs on 100,000 rows.
+``sharing`` couplings of the heads, and a network for each task; ``defaults`` estimators as they
+come (all three need the folder named by FASTMTL_DATA); ``tasks`` times 10,000 heads; ``memory``
+watches 100 epochs on 100,000 rows.
 """
 
 import argparse
 import os
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from sklearn.metrics import r2_score, roc_auc_score
-from sklearn.neural_network import MLPRegressor
+from sklearn.multioutput import MultiOutputRegressor
+from sklearn.neural_network import MLPClassifier, MLPRegressor
 
 import fastmtl
-from fastmtl import MultiTaskNetworkClassifier, MultiTaskNetworkRegressor
+from fastmtl import (
+    MultiTaskNetworkClassifier,
+    MultiTaskNetworkRegressor,
+    MultiTaskSGDClassifier,
+    MultiTaskSGDRegressor,
+)
 from fastmtl.layers import LSTM, Concat, Conv2D, Dense, Flatten, MaxPool2D
 
 IMAGE = [Conv2D(32, 3), MaxPool2D(2), Flatten()]
@@ -67,6 +75,7 @@ def ours(case, batch, n, threads):
         trunk=trunk,
         coupling="independent",
         alpha=0.0,
+        weight_decay=0.0,
         solver="sgd",
         learning_rate_init=1e-3,
         batch_size=batch,
@@ -273,6 +282,7 @@ def quality(seeds, start, chosen):
                     trunk=trunk,
                     coupling="independent",
                     alpha=0.0,
+                    weight_decay=0.0,
                     n_threads=threads,
                     learning_rate_init=rate,
                     random_state=np.random.RandomState(seed),
@@ -311,56 +321,67 @@ def sharing(seeds):
     landmine(seeds)
 
 
-def school(seeds):
-    folder = Path(os.environ["FASTMTL_DATA"])
-    with np.load(folder / "school.npz") as file:
+def pupils(seed):
+    """School: X, y, the school, and three of four pupils of each to train on."""
+    with np.load(Path(os.environ["FASTMTL_DATA"]) / "school.npz") as file:
         X, y, task = file["X"].astype(np.float64), file["y"].astype(np.float64), file["task"]
     X = X[:, X.std(0) > 0]
-    X = (X - X.mean(0)) / X.std(0)
+    rng, train = np.random.default_rng(seed), np.zeros(len(y), dtype=bool)
+    for t in np.unique(task):
+        own = rng.permutation(np.flatnonzero(task == t))
+        train[own[: round(0.75 * len(own))]] = True
+    return (X - X.mean(0)) / X.std(0), y, task, train
+
+
+def explained(y, train, guess):
+    truth = y[~train] - y[train].mean()
+    return 1 - ((y[~train] - guess) ** 2).sum() / (truth**2).sum()
+
+
+def fields(seed):
+    """Landmine: X, y, the field, and half the rows to train on."""
+    with np.load(Path(os.environ["FASTMTL_DATA"]) / "landmine.npz") as file:
+        X, y, task = file["X"].astype(np.float64), file["y"].astype(int), file["task"]
+    return (X - X.mean(0)) / X.std(0), y, task, np.random.default_rng(seed).random(len(y)) < 0.5
+
+
+def average_auc(y, task, scores):
+    return np.mean([roc_auc_score(y[task == t], scores[task == t]) for t in np.unique(task)])
+
+
+def school(seeds):
     settings = {"hidden_layer_sizes": (32,), "max_iter": 60, "early_stopping": True}
     settings |= {"alpha": 1e-3, "weight_decay": 1e-3}
     found = []
     for seed in range(seeds):
-        rng = np.random.default_rng(seed)
-        train = np.zeros(len(y), dtype=bool)
-        for t in np.unique(task):
-            own = rng.permutation(np.flatnonzero(task == t))
-            train[own[: round(0.75 * len(own))]] = True
-        centre, scale = y[train].mean(), y[train].std()
-        z = (y - centre) / scale
+        X, y, task, train = pupils(seed)
         guesses = []
         for coupling in ("mean", "learn", "pooled"):
             model = MultiTaskNetworkRegressor(coupling=coupling, random_state=seed, **settings)
-            model.fit(X[train], z[train], tasks=task[train])
+            model.fit(X[train], y[train], tasks=task[train])
             guesses.append(model.predict(X[~train], tasks=task[~train]))
         apart = np.empty((~train).sum())
         for t in np.unique(task):
             model = MultiTaskNetworkRegressor(random_state=seed, **settings)
-            model.fit(X[train & (task == t)], z[train & (task == t)])
+            model.fit(X[train & (task == t)], y[train & (task == t)])
             apart[task[~train] == t] = model.predict(X[~train & (task == t)])
-        truth = z[~train]
-        found.append([1 - ((truth - g) ** 2).sum() / (truth**2).sum() for g in (*guesses, apart)])
+        found.append([explained(y, train, guess) for guess in (*guesses, apart)])
     names = ("mean", "learn", "pooled", "a network each")
     for name, column in zip(names, zip(*found)):
         print(f"{np.mean(column):8.4f} ± {np.std(column):.4f} explained variance: School, {name}")
 
 
 def landmine(seeds):
-    folder = Path(os.environ["FASTMTL_DATA"])
-    with np.load(folder / "landmine.npz") as file:
-        X, y, task = file["X"].astype(np.float64), file["y"].astype(int), file["task"]
-    X = (X - X.mean(0)) / X.std(0)
     settings = {"hidden_layer_sizes": (16,), "max_iter": 20, "alpha": 1e-2, "weight_decay": 1e-3}
     couplings = "mean", "learn", "pooled", "independent"
     found, ground = [], np.arange(29) < 15
     for seed in range(seeds):
-        train = np.random.default_rng(seed).random(len(y)) < 0.5
+        X, y, task, train = fields(seed)
         for coupling in couplings:
             model = MultiTaskNetworkClassifier(coupling=coupling, random_state=seed, **settings)
             model.fit(X[train], y[train], tasks=task[train])
-            scores, own = model.decision_function(X[~train], tasks=task[~train]), task[~train]
-            auc = [roc_auc_score(y[~train][own == t], scores[own == t]) for t in range(29)]
-            found.append(np.mean(auc))
+            scores = model.decision_function(X[~train], tasks=task[~train])
+            found.append(average_auc(y[~train], task[~train], scores))
             if coupling == "learn":
                 R = model.task_correlation_
                 print(
@@ -369,6 +390,76 @@ def landmine(seeds):
                 )
     for name, column in zip(couplings, np.reshape(found, (seeds, -1)).T):
         print(f"{np.mean(column):8.4f} ± {np.std(column):.4f} average AUC: Landmine, {name}")
+
+
+def answers(model, X, **more):
+    if hasattr(model, "decision_function"):
+        return model.decision_function(X, **more)
+    if hasattr(model, "predict_proba"):
+        return model.predict_proba(X)[:, 1]
+    return model.predict(X, **more)
+
+
+def together(model, X, y, train, task):
+    model.fit(X[train], y[train], tasks=task[train])
+    return answers(model, X[~train], tasks=task[~train])
+
+
+def pooled(model, X, y, train, task):
+    return answers(model.fit(X[train], y[train]), X[~train])
+
+
+def as_columns(model, X, y, train, task):
+    return pooled(model, np.hstack([X, task[:, None] == np.unique(task)]), y, train, task)
+
+
+def apart(model, X, y, train, task):
+    guess = np.empty((~train).sum())
+    for t in np.unique(task):
+        own = task == t
+        guess[own[~train]] = pooled(model, X[own], y[own], train[own], None)
+    return guess
+
+
+def by_column(model, X, y, train, task):
+    return pooled(MultiOutputRegressor(model), X, y, train, task)
+
+
+def defaults(seeds):
+    """Estimators as they come: networks and linear models of tasks, scikit-learn's networks."""
+    warnings.simplefilter("ignore")  # scikit-learn's do not converge within their epochs
+    regressors = MultiTaskNetworkRegressor, MultiTaskSGDRegressor, MLPRegressor
+    classifiers = MultiTaskNetworkClassifier, MultiTaskSGDClassifier, MLPClassifier
+    found = {}
+    for seed in range(seeds):
+        X, y, task, train = pupils(seed)
+        sets = [("School", regressors, X, y, train, task, partial(explained, y, train))]
+        X, y, task, train = fields(seed)
+        score = partial(average_auc, y[~train], task[~train])
+        sets.append(("Landmine", classifiers, X, y, train, task, score))
+        _, X, y, *_ = sarcos(Path(os.environ["FASTMTL_DATA"]))
+        train = np.random.default_rng(seed).permutation(len(y)) < len(y) * 3 // 4
+        score = partial(r2_score, y[~train])
+        sets.append(("SARCOS", regressors, X, y, train, None, score))
+        for data, (network, linear, peer), X, y, train, task, score in sets:
+            first = pooled if task is None else together
+            ways = [("network", first, network), ("linear model", first, linear)]
+            if task is None:
+                ways += [("one MLP", pooled, peer), ("MLPs apart", by_column, peer)]
+            else:
+                ways += [("one MLP, tasks as columns", as_columns, peer)]
+                ways += [("one MLP, pooled", pooled, peer), ("MLPs apart", apart, peer)]
+            for name, way, kind in ways:
+                model = kind(random_state=seed)
+                began = time.perf_counter()
+                guess = way(model, X, y, train, task)
+                spent = time.perf_counter() - began
+                found.setdefault((data, name), []).append((score(guess), spent))
+    for (data, name), rows in found.items():
+        scores, seconds = np.transpose(rows)
+        print(
+            f"{scores.mean():8.4f} ± {scores.std():.4f} in {seconds.mean():5.1f} s: {data}, {name}"
+        )
 
 
 def many_tasks():
@@ -382,7 +473,12 @@ def many_tasks():
             for n_tasks in (10, 10_000):
                 tasks = np.arange(n) % n_tasks
                 model = MultiTaskNetworkRegressor(
-                    solver="sgd", alpha=alpha, batch_size=batch, max_iter=3, random_state=0
+                    solver="sgd",
+                    alpha=alpha,
+                    weight_decay=0.0,
+                    batch_size=batch,
+                    max_iter=3,
+                    random_state=0,
                 ).fit(X, y, tasks=tasks)
                 found.append(1e6 * min(entry["seconds"] for entry in model.history_) / n)
             print(
@@ -409,7 +505,7 @@ def memory():
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    modes = ("speed", "quality", "sharing", "tasks", "memory")
+    modes = ("speed", "quality", "sharing", "defaults", "tasks", "memory")
     parser.add_argument("mode", nargs="?", choices=modes, default="speed")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument(
@@ -419,8 +515,8 @@ def main():
     options = parser.parse_args()
     if options.mode == "quality":
         quality(options.seeds, options.start, options.sets)
-    elif options.mode == "sharing":
-        sharing(options.seeds)
+    elif options.mode in ("sharing", "defaults"):
+        {"sharing": sharing, "defaults": defaults}[options.mode](options.seeds)
     else:
         {"speed": speed, "tasks": many_tasks, "memory": memory}[options.mode]()
 

@@ -350,7 +350,8 @@ def test_a_row_of_weight_two_counts_twice():
     X, y, tasks = regression()
     settings = {"batch_size": 1000, "solver": "sgd", "max_iter": 30, "dtype": "float64"}
     doubled = small(**settings).fit(X, y, tasks=tasks, sample_weight=np.full(120, 2.0))
-    faster = small(**settings, learning_rate_init=2e-3, alpha=0.5e-4).fit(X, y, tasks=tasks)
+    settings |= {"learning_rate_init": 2e-3, "alpha": 0.5e-3, "weight_decay": 1e-3}
+    faster = small(**settings).fit(X, y, tasks=tasks)
     np.testing.assert_allclose(
         doubled.predict(X, tasks=tasks), faster.predict(X, tasks=tasks), atol=1e-10
     )
@@ -466,7 +467,8 @@ def test_gradnorm_makes_gradients_as_long_as_what_is_left_to_learn_asks():
 def test_a_step_of_pcgrad_is_the_sum_of_projected_gradients():
     X, Y = several()
     settings = {"trunk": [Dense(8, "tanh")], "coupling": "independent", "dtype": "float64"}
-    settings |= {"solver": "sgd", "alpha": 0.0, "batch_size": 200, "max_iter": 1}
+    settings |= {"solver": "sgd", "alpha": 0.0, "weight_decay": 0.0}
+    settings |= {"batch_size": 200, "max_iter": 1}
     Y = stats.zscore(Y[:, :2] * [1, -1], axis=None)  # two: the order of projections is one
     before = small(**settings, learning_rate_init=1e-300).fit(X, Y)
     after = small(**settings, learning_rate_init=0.1, gradient_surgery="pcgrad").fit(X, Y)

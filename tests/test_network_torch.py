@@ -146,8 +146,9 @@ def test_adam_over_shuffled_sequences_stays_with_pytorch(layer):
     task, y = rng.integers(3, size=N), rng.normal(size=N)
     y = (y - y.mean()) / y.std()
     model = MultiTaskNetworkRegressor(
-        trunk=[layer], coupling="independent", alpha=0.0, dtype="float64", random_state=0
+        trunk=[layer], coupling="independent", alpha=0.0, weight_decay=0.0, dtype="float64"
     )
+    model.set_params(random_state=0)
     model.set_params(learning_rate_init=1e-300).partial_fit(X, y, tasks=task, lengths=lengths)
     model.set_params(learning_rate_init=0.01)
     model._state.moments[...] = model._state.steps = 0

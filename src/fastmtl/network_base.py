@@ -38,9 +38,9 @@ coupling : {"mean", "independent", "pooled", "learn"} or TaskCoupling, default="
     learned while the trunk is: after 4, 16, 64, … epochs C maximises the marginal likelihood of
     the labels given the features (:meth:`TaskCoupling.learn`, of which networks take `rank`),
     and training goes on from the same heads under it.
-alpha : float, default=1e-4
+alpha : float, default=1e-3
     Penalty of the heads, non-negative.
-weight_decay : float, default=0.0
+weight_decay : float, default=0.002
     Penalty of the trunk's weights, non-negative.
 solver : {"adam", "adamw", "sgd", "momentum", "nesterov"}, default="adam"
     Adam [1]_; Adam with both penalties as decoupled decay [2]_; or SGD, plain or with momentum.
@@ -124,8 +124,8 @@ class NetworkBase(OnnxMixin, TaskRelations, TransformerMixin, BaseEstimator):
         hidden_layer_sizes=(64, 32),
         activation="relu",
         coupling="mean",
-        alpha=1e-4,
-        weight_decay=0.0,
+        alpha=1e-3,
+        weight_decay=2e-3,
         solver="adam",
         learning_rate_init=1e-3,
         learning_rate="constant",
