@@ -36,7 +36,7 @@ from fastmtl.task_columns import ragged
 BLOCKS_PER_EPOCH = 16
 EXACT = {"cholesky": linear_direct, "newton": linear_newton}  # do not mind how X is scaled
 WORTH_WAITING = 10  # times the most epochs, for an exact solution in place of an unfinished one
-LEAST_SLOWED = 1e-6  # of a move, where the dual's intercepts go on as if forever
+LEAST_SLOWED = 1e-4  # of a move, where the dual's intercepts go on as if forever
 WORTH_MERGING = 20  # multiplications of steps, for each number that threads merge
 
 
@@ -387,7 +387,7 @@ def _dual(problem, state, tol):
         free, at = state.intercept, slice(None)
         pulls = pulls.sum() if problem.arguments[3][3] in COMMON_INTERCEPT else 0.0
     # b − c = −Σ w g / (α n) holds throughout
-    center, drawn = free[at] + pulls / problem.alpha, 0
+    center, drawn, follow = free[at] + pulls / problem.alpha, 0, _Follow()
     function = linear_sgd.dual_dense if problem.dense else linear_sgd.dual_csr
     if problem.beside:
         problem.joint = Joint(state, Factors(*problem.arguments[0]))
@@ -398,8 +398,8 @@ def _dual(problem, state, tol):
         order = order[slice(*bounds[0])]
         if drawn >= n:  # an epoch is over: what held the intercepts back no longer does
             drift = free[at] - center
-            center[:] = free[at]
-            free[at] += drift
+            center[:] = follow(free[at], drift)
+            free[at] = center + drift
             drawn = 0
         drawn += len(order)
         state.steps += len(order)
@@ -440,13 +440,32 @@ def _dual(problem, state, tol):
     return run, settled
 
 
+class _Follow:
+    """Where the center of the intercepts goes once they came by a drift from it to a place.
+
+    There and further, as in their last move: Güler's method, begun anew where that was too far.
+    """
+
+    def __init__(self):
+        self.speed, self.place = 1.0, None
+
+    def __call__(self, place, drift):
+        place, last = np.array(place), self.place
+        self.place = place
+        if last is None:
+            return place
+        slower = np.where(drift * (place - last) < 0, 1.0, self.speed)
+        self.speed = (1.0 + np.sqrt(1.0 + 4.0 * slower**2)) / 2.0
+        return place + (slower - 1.0) / self.speed * (place - last)
+
+
 def _still_to_move(before, last):
     """How far from their end intercepts are at most that moved so far in the last two epochs.
 
     The dual bounds what they cost about their center, which may be far from where they end.
     """
     share = min(last / before, 1.0 - LEAST_SLOWED) if before else 0.0
-    return max(before, last / (1.0 - share))
+    return max(before, last / (1.0 - share) ** 2)  # for a share of such moves is its root
 
 
 def _as_dual(problem, state):
