@@ -375,7 +375,7 @@ def test_divergence_is_said_and_the_earlier_fit_kept():
     want = model.predict(X, tasks=tasks)
     model.set_params(learning_rate_init=1e6, solver="sgd")
     with pytest.raises(FloatingPointError, match=r"(1\.dense|heads).*lower learning_rate_init"):
-        model.fit(100 * X, y, tasks=tasks)
+        model.fit(10 * X, y, tasks=tasks)
     np.testing.assert_array_equal(model.predict(X, tasks=tasks), want)
 
 
@@ -400,8 +400,24 @@ def test_no_solver_ever_leaves_weights_that_are_not_finite(solver, settings):
 
 def test_layers_that_get_no_gradient_are_named():
     X, y, tasks = regression()
-    with pytest.warns(ConvergenceWarning, match=r"does not reach 1\.dense \("):
+    scale = pytest.warns(UserWarning, match="4 of 4 features with a root mean square above 30")
+    with scale, pytest.warns(ConvergenceWarning, match=r"does not reach 1\.dense \("):
         small(trunk=[Dense(4, "tanh"), Dense(4, "tanh")]).fit(1e5 * X, y, tasks=tasks)
+
+
+@pytest.mark.parametrize(
+    ("scale", "words"),
+    [
+        ([1, 1, 40, 1e4], r"2 of 4 features .* above 30 \(the greatest is .*StandardScaler"),
+        ([1e-3] * 4, "no feature with a root mean square above 0.01"),
+    ],
+)
+def test_features_far_from_unit_scale_are_said(scale, words):
+    X, y, tasks = regression()
+    with pytest.warns(UserWarning, match=words) as said:
+        small().fit(X * scale, y, tasks=tasks)
+    assert said[0].filename == __file__
+    small().fit(X * [1, 1e-4, 10, 0], y, tasks=tasks)  # warnings are errors
 
 
 def task_gradients(model, X, Y):
@@ -538,8 +554,8 @@ def test_delta_and_quantile_are_those_of_the_losses():
 
 def test_clipping_keeps_a_wild_rate_finite():
     X, y, tasks = regression()
-    model = small(solver="sgd", learning_rate_init=1e-2, clip_norm=1.0)
-    model.fit(100 * X, y, tasks=tasks)
+    model = small(solver="sgd", learning_rate_init=1.0, clip_norm=1.0)
+    model.fit(10 * X, y, tasks=tasks)
     assert np.isfinite(model.predict(X, tasks=tasks)).all()
 
 
@@ -812,6 +828,7 @@ def expected_failures(estimator):
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.filterwarnings("ignore:X has:UserWarning")  # some checks centre it at 100
 @parametrize_with_checks(
     [
         MultiTaskNetworkRegressor(),

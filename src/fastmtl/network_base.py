@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import numbers
+import warnings
 
 import numpy as np
 import scipy.sparse as sp
@@ -211,6 +212,13 @@ class NetworkBase(OnnxMixin, TaskRelations, TransformerMixin, BaseEstimator):
             If an argument has the wrong shape, kind or values; the message names it.
         FloatingPointError
             If training diverges. The estimator is left as it was.
+
+        Warns
+        -----
+        UserWarning
+            If features are far from unit scale: a root mean square above 30, or all below 0.01.
+        ConvergenceWarning
+            If the gradient does not reach a layer.
         """
         warm = getattr(self, "_state", None) if self.warm_start else None
         return self._fit(X, y, tasks, sample_weight, lengths, warm, self.max_iter, None)
@@ -240,6 +248,8 @@ class NetworkBase(OnnxMixin, TaskRelations, TransformerMixin, BaseEstimator):
         )
         if sp.issparse(observations.X):
             raise ValueError("X is a sparse matrix; networks need a dense array, X.toarray()")
+        if previous is None:
+            _warn_of_scale(observations.X[:, :-1] if has_lengths else observations.X)
         classes = self._encode(observations, known)
         seed = check_random_state(self.random_state)
         rng = np.random.default_rng(seed.randint(2**31))
@@ -489,6 +499,23 @@ class NetworkBase(OnnxMixin, TaskRelations, TransformerMixin, BaseEstimator):
         tags.target_tags.single_output = True
         tags.transformer_tags.preserves_dtype = [np.dtype(self.dtype).name]
         return tags
+
+
+def _warn_of_scale(X):
+    scale = np.sqrt(np.einsum("ij,ij->j", X, X, dtype=np.float64) / len(X))
+    large, most = int(np.count_nonzero(scale > 30)), scale.max(initial=0.0)
+    if large:
+        found = f"{large} of {len(scale)} features with a root mean square above 30"
+    elif 0 < most < 0.01:
+        found = "no feature with a root mean square above 0.01"
+    else:
+        return
+    warnings.warn(
+        f"X has {found} (the greatest is {most:.3g}); networks learn from features near zero and "
+        "of unit scale: standardise X, for example by StandardScaler() before the network",
+        UserWarning,
+        stacklevel=4,
+    )
 
 
 def query_features(estimator, X):

@@ -450,13 +450,14 @@ verbose
         classes = encode_classes(observations)
         start = observations.task_start
         lonely = [
-            observations.tasks[t]
+            t
             for t in range(observations.n_tasks)
             if len(np.unique(classes.code[start[t] : start[t + 1]])) < 2
         ]
         if lonely and self.fit_intercept:
+            names = observations.tasks[lonely[:5]].tolist()
             raise ValueError(
-                f"y has one class only in {len(lonely)} tasks, for example {lonely[:5]!r}; an "
+                f"y has one class only in {len(lonely)} tasks, for example {names!r}; an "
                 "intercept per task needs two: drop them, or set fit_intercept=False"
             )
         return classes
