@@ -48,7 +48,7 @@ def sigmoid_kernel(X, Y=None, *, sigma=1.0, c=0.0, out=None, n_threads=None):
     X : array-like or sparse matrix of shape (n, d)
         float32 and float64 are kept (float32 only if both inputs are); other dtypes become float64.
     Y : array-like or sparse matrix of shape (m, d), default=None
-        None means X itself; the result is then exactly symmetric, in half the time.
+        None means X itself; the result is then exactly symmetric, in as little as half the time.
     sigma : float or {"scale", "auto"}, default=1.0
         Slope. Where ``sigma * x·y`` stays small all entries are near ½, where it is large they are
         0 or 1. ``"scale"`` is ``1 / (d · X.var())``, which gives the inner products of standardised

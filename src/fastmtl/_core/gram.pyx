@@ -60,6 +60,7 @@ cdef enum:
     STREAM_BYTES = 1 << 23   # outputs beyond the caches are written past them
     CACHE_LINE = 64
     ROWS_PER_TURN = 64       # see _turns; fewer do not pay for packing Y again
+    MIRROR_FROM = 32         # features; of fewer, streams save more than half the arithmetic does
     SMALL = 768              # rows; below, tiles shrink so that all threads have some
     FOLD_FROM = 8            # features; see _fold. Of more than FOLD_TO, the product takes all time
     FOLD_TO = 128
@@ -222,6 +223,11 @@ cdef _pass(gram_problem *P, _Rows x, _Rows y, int task, int n_threads):
     at.table = gram_table_f64(simd_level) if x.size == 8 else gram_table_f32(simd_level)
     at.tile_rows = at.table.tile_rows
     at.tile_columns = at.table.tile_columns
+    cdef bint fold = task != GRADIENT and P.function == GRAM_LOGISTIC and at.table.base_2
+    if (task == MIRRORED and P.stream and d < MIRROR_FROM
+            and P.out_stride * at.out_size % CACHE_LINE != 0):
+        # Turns can stream it whole; without a factor on one side it is symmetric all the same.
+        task, fold = PLAIN, False
     turns = _turns(P, task, at.out_size)
     n = x.n // turns
     whole = (m + at.table.panel - 1) // at.table.panel * at.table.panel
@@ -248,7 +254,7 @@ cdef _pass(gram_problem *P, _Rows x, _Rows y, int task, int n_threads):
         raise MemoryError("no memory for the tiles of a Gram matrix")
     at.scratch = _aligned(memory)
     with nogil:
-        if task != GRADIENT and P.function == GRAM_LOGISTIC and at.table.base_2:
+        if fold:
             _fold(at.table, P, y.data, y.stride, m, at.size)
         for turn in range(turns):
             _from_a_line(P, turn, turns, y.data, y.stride, m, task, &at)
