@@ -519,16 +519,18 @@ class _MultiTaskSGD(TaskRelations, OnnxMixin, BaseEstimator):
         start = np.searchsorted(task[order], np.arange(self.n_tasks_ + 1))
         _, position = find_columns(X, order, start, state.columns, grow=False)
         intercepts, heads = self._intercepts(), np.diff(state.head_start)[task] * (task >= 0)
-        row_of = np.repeat(np.arange(X.shape[0]), np.diff(X.indptr))
-        begin = state.vector_start
+        # All own vectors in a row, and last a zero, for columns that a task has nothing at.
+        flat = np.append(state.specific, np.zeros(1, dtype=state.specific.dtype))
+        index = np.int32 if len(flat) <= np.iinfo(np.int32).max else np.int64
+        begin, lengths, unknown = state.vector_start.astype(index), np.diff(X.indptr), position < 0
         for j in range(heads.max(initial=0)):
             rows = np.flatnonzero(heads > j)
             head = np.where(heads > j, state.head_start[task] + j, 0)
-            filled = np.flatnonzero((position >= 0) & (heads > j)[row_of])
-            place = begin[head][row_of[filled]] + position[filled]
-            own = np.bincount(
-                row_of[filled], X.data[filled] * state.specific[place], minlength=X.shape[0]
-            )
+            place = np.repeat(begin[head], lengths)
+            place += position
+            place[unknown] = len(flat) - 1
+            shape = X.shape[0], len(flat)
+            own = sp.csr_matrix((X.data, place, X.indptr), shape=shape) @ flat
             head = head[rows]
             columns = state.head_class[head]
             scores[rows, columns] = shared[rows, columns] + own[rows] + intercepts[head]
