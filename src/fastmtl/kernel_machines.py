@@ -350,7 +350,10 @@ class MultiTaskSVC(ClassifierMixin, _SupportVectorMachine):
         Gram matrix is kept in float32, also as in libsvm, of entries computed in the dtype of X;
         except where entries differ by less than a hundredth of their size, on average.
     max_iter : int, default=-1
-        The most steps per class, -1 for libsvm's limit of ten million or 100 n.
+        The most steps per class, -1 for libsvm's limit of ten million or 100 n. Their number grows
+        with C and the size of the Gram matrix's entries: standardise X. With ``kernel="linear"``
+        :class:`MultiTaskSGDClassifier` with this loss, ``alpha=1 / (C * n)`` and this
+        `task_intercept` has the same solution and does not slow down.
     shrinking : bool, default=False
         Leave settled samples out of the steps, and check them at the end. With the whole Gram
         matrix in memory it seldom pays.
@@ -643,6 +646,7 @@ class MultiTaskSVR(_Regressor, _SupportVectorMachine):
     indefinite : {"smo", "clip", "flip"}, default="smo"
     tol : float, default=1e-3
     max_iter : int, default=-1
+        As in :class:`MultiTaskSVC`; the linear engine is :class:`MultiTaskSGDRegressor`.
     shrinking : bool, default=False
     cache_size : float, default=1000
     task_column : int, str or None, default=None
