@@ -299,7 +299,7 @@ def test_bad_data_is_named():
         MultiTaskSparseRegressor().fit(np.where(X > 2, np.nan, X), y, tasks=task)
     with pytest.raises(ValueError, match="zero everywhere"):
         MultiTaskSparseRegressor(task_weight=np.zeros(4)).fit(X, y, tasks=task)
-    with pytest.raises(ValueError, match="one class only in 1 tasks, for example \\["):
+    with pytest.raises(ValueError, match=r"one class only in 1 tasks, for example \[2\]"):
         MultiTaskSparseClassifier().fit(X, (X[:, 0] > 1) | (task == 2), tasks=task)
     squared_hinge = MultiTaskSparseClassifier(loss="squared_hinge").fit(X, y > 0)
     with pytest.raises(AttributeError, match="needs loss='log_loss'"):
