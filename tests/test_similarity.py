@@ -111,3 +111,16 @@ def test_what_is_missing_is_said(data, arguments, settings, words):
     source = model if arguments[0] == "model" else np.eye(2)
     with pytest.raises(ValueError, match=words):
         task_similarity(source, *arguments[1:], **settings)
+
+
+def test_a_task_of_a_constant_target_is_like_no_other():
+    X = np.random.default_rng(0).normal(size=(80, 3))
+    tasks = np.repeat(np.arange(4), 20)
+    y = np.where(tasks == 2, 3.0, X[:, 0])
+    model = MultiTaskSGDRegressor(coupling="independent").fit(X, y, tasks=tasks)
+    want = np.ones((4, 4))
+    want[2], want[:, 2], want[2, 2] = 0, 0, 1
+    for method in ("parameters", "predictions", "functions"):
+        given = None if method == "parameters" else X
+        matrix = task_similarity(model, method=method, X=given).matrix
+        np.testing.assert_allclose(matrix, want, atol=1e-6)

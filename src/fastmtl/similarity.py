@@ -125,9 +125,10 @@ def task_similarity(
 
 
 def _cosines(inner):
-    """Inner products to cosines; a task whose vector is 0 is like no other."""
+    """Inner products to cosines; a task whose vector is 0, but for rounding, is like no other."""
     length = np.sqrt(np.maximum(np.diag(inner), 0.0))
-    scale = np.divide(1.0, length, out=np.zeros_like(length), where=length > 0)
+    some = length > 1e-12 * length.max()
+    scale = np.divide(1.0, length, out=np.zeros_like(length), where=some)
     matrix = np.clip(inner * scale[:, None] * scale, -1.0, 1.0)
     matrix = (matrix + matrix.T) / 2
     np.fill_diagonal(matrix, 1.0)
