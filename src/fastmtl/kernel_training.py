@@ -284,7 +284,7 @@ def solve_duals(model, kernel, rows, problems, factors):
         else:
             solved = [solve(problem) for problem in problems]
     outputs, violations, n_negative = zip(*solved)
-    _warn(model, max(violations), sum(n_negative), outputs)
+    _warn(model, max(violations), sum(n_negative), len(outputs))
     return list(outputs), projection
 
 
@@ -357,12 +357,12 @@ def _without_a_kernel(model, n_outputs):
     )
 
 
-def _warn(model, violation, n_negative, outputs):
+def _warn(model, violation, n_negative, n_outputs):
     if violation > model.tol:
         warnings.warn(
             f"optimality is violated by {violation:.3g}, more than tol={model.tol:g}, after "
             f"max_iter={model.max_iter} steps; standardise X, lower C, or raise max_iter or tol"
-            + _without_a_kernel(model, len(outputs)),
+            + _without_a_kernel(model, n_outputs),
             ConvergenceWarning,
             stacklevel=5,
         )

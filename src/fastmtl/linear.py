@@ -632,8 +632,8 @@ class MultiTaskSGDRegressor(RegressorMixin, _MultiTaskSGD):
         ``tol=None`` or `sampling` asks for epochs; else
         ``"dual"`` where the samples are fewer than the parameters (of a classifier, up to eight
         times as many), the penalty is strong, or some rows are much longer than others; else
-        ``"saga"`` for a smooth loss and ``"sgd"`` for others. Where ``"saga"`` or the dual spent
-        what the exact solution takes, or `max_iter` epochs, in vain, it goes on to that
+        ``"saga"`` for a smooth loss and ``"sgd"`` for others. Where epochs have cost in
+        vain what the exact solution takes, or reached `max_iter`, it goes on to that
         (``"solver"`` in `history_`). Where something is set that ``"sgd"`` alone has, it takes
         that: `sampling` by task, `learning_rate`, `eta0`, `average` or `clip_gradient`.
         `partial_fit` always uses ``"sgd"``.

@@ -200,9 +200,13 @@ def gone_on(history):
 
 
 def entry(history, solver, objective, began):
-    seconds = time.perf_counter() - began
-    given = {"epoch": len(history) + 1, "objective": objective, "seconds": seconds}
-    return {**given, "solver": solver}
+    """What the history gets of one more step."""
+    return {
+        "epoch": len(history) + 1,
+        "objective": objective,
+        "seconds": time.perf_counter() - began,
+        "solver": solver,
+    }
 
 
 def check_room(d, n_shared, solver):
